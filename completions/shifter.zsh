@@ -1,0 +1,72 @@
+#compdef shifter shifterimg shifterctl
+# zsh completion for shifter, shifterimg and shifterctl
+
+# The images that the user may use: the first column of "shifterimg images" without its head.
+_shifter_images() {
+    local -a images
+    images=(${(f)"$(_call_program images shifterimg images 2>/dev/null)"})
+    images=(${(M)${images%% *}:#*:*})
+    compadd "$@" -- $images
+}
+
+_shifter_run() {
+    _arguments -s -S \
+        '(- : *)'{-h,--help}'[show help]' \
+        '(- : *)--version[show the version]' \
+        {-v,--verbose}'[say what is done]' \
+        '(-i --image)'{-i+,--image=}'[run in this image]:image:_shifter_images' \
+        '*'{-V+,--volume=}'[mount a directory]:from\:to[\:ro]:_directories' \
+        '(--entrypoint --entry)--entrypoint=-[run the entry point of the image, or a command in its place]::command:_files' \
+        '(--entrypoint --entry)--entry=-[same as --entrypoint]::command:_files' \
+        '(-w --workdir)'{-w-,--workdir=-}'[start in a directory]::directory:_directories' \
+        '(-m --module)'{-m+,--module=}'[use site modules]:modules:(none)' \
+        '*'{-e+,--env=}'[set an environment variable]:NAME=VALUE:_parameters -g "*export*" -qS=' \
+        '--env-file=[set environment variables from a file]:file:_files' \
+        '(-E --clearenv)'{-E,--clearenv}'[start from an empty environment]' \
+        '(-):command:_command_names -e' \
+        '*::arguments:_normal'
+}
+
+_shifter_img() {
+    local curcontext=$curcontext state line
+    local -A opt_args
+    _arguments -C \
+        '(- : *)--help[show help]' '(- : *)--version[show the version]' \
+        '1:command:((import\:"make an image" images\:"list images" lookup\:"print an identifier"
+            inspect\:"show what is known" rm\:"remove an image"))' \
+        '*::argument:->argument'
+    [[ $state == argument ]] || return
+    case $line[1] in
+        import)
+            _arguments '--format[format of the image file]:format:(squashfs erofs)' \
+                '--user[users who may run it]:users:_users' '--group[groups that may run it]:groups:_groups' \
+                '1:source:_files' '2:image:_shifter_images'
+            ;;
+        images) _arguments '--json[print JSON]' ;;
+        inspect) _arguments '--json[print JSON]' '1:image:_shifter_images' ;;
+        lookup | rm) _arguments '1:image:_shifter_images' ;;
+    esac
+}
+
+_shifter_ctl() {
+    local curcontext=$curcontext state line
+    local -A opt_args
+    _arguments -C \
+        '(- : *)'{-h,--help}'[show help]' '(- : *)--version[show the version]' \
+        '1:command:((config\:"check or show udiRoot.conf" gc\:"take down what is idle" ps\:"list UDIs"
+            release\:"take down what holds a path"))' \
+        '*::argument:->argument'
+    [[ $state == argument ]] || return
+    case $line[1] in
+        gc) _arguments '--all[everything]' '--keep-images[leave images mounted]' ;;
+        ps) _arguments '--json[print JSON]' '--path[only UDIs that hold it]:path:_files' ;;
+        release) _arguments '1:path:_directories' ;;
+        config) _arguments '--json[print JSON]' '1:command:((check\:"print faults" show\:"print values and origins"))' '2:file:_files' ;;
+    esac
+}
+
+case $service in
+    shifter) _shifter_run ;;
+    shifterimg) _shifter_img ;;
+    shifterctl) _shifter_ctl ;;
+esac

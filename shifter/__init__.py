@@ -1,0 +1,1 @@
+"""Shifter in Python: user defined images on HPC clusters."""

@@ -1,0 +1,164 @@
+"""shifterctl: what is built on this node, taking it down, and checking udiRoot.conf."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from shifter import _build, config
+from shifter.cli import text
+from shifter.errors import AccessError, ShifterError, describe
+from shifter.udi import inventory
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_build.VERSION, message=f"shifterctl {_build.VERSION} (build {_build.BUILD})")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Look after the user defined images (UDIs) of this node."""
+    if ctx.invoked_subcommand is None:
+        text.write(ctx.get_help() + "\n")
+
+
+@cli.command(short_help="Take down what is idle, too old or broken.")
+@click.option("--all", "all_", is_flag=True, help="Take down everything, whatever its age and in use or not.")
+@click.option("--keep-images", is_flag=True, help="Leave images mounted that no UDI uses.")
+def gc(all_: bool, keep_images: bool) -> None:
+    """Take down UDIs that are idle, too old or broken, and unmount images that no UDI uses.
+
+    Processes that run in a UDI go on: it is only not entered again.
+    """
+    _print_lines(inventory.collect(_build.CONF, everything=all_, keep_images=keep_images))
+
+
+@cli.command(short_help="List the UDIs of this node.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
+@click.option("--path", metavar="PATH", help="Only UDIs that have the file system of PATH mounted. For root.")
+def ps(as_json: bool, path: str | None) -> None:
+    """List the UDIs of this node: root sees all of them, a user their own."""
+    if os.geteuid() == 0:
+        udis = inventory.udis(os.path.abspath(path) if path is not None else None)
+    elif path is None:
+        udis = records_of_caller()
+    else:
+        raise AccessError("ps --path: only root can see what is mounted in a UDI")
+    rows = [udi.as_dict() for udi in udis]
+    if as_json:
+        text.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        text.write(text.table(("UID", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"), [_row(row) for row in rows]))
+
+
+@cli.command(short_help="Take down the UDIs that hold PATH.")
+@click.argument("path")
+def release(path: str) -> None:
+    """Take down the UDIs that hold the file system of PATH, so that it can be unmounted."""
+    _print_lines(inventory.release(os.path.abspath(path)))
+
+
+@cli.group("config", invoke_without_command=True)
+@click.pass_context
+def config_group(ctx: click.Context) -> None:
+    """Check udiRoot.conf, or show what it says."""
+    if ctx.invoked_subcommand is None:
+        text.write(ctx.get_help() + "\n")
+
+
+@config_group.command()
+@click.argument("file", default=_build.CONF)
+def check(file: str) -> None:
+    """Check FILE (default: the installed udiRoot.conf) and print what is wrong with it.
+
+    A fault is an error; what is only suspicious on this node is a warning and does not change the exit status.
+    """
+    settings = _load(file)
+    for warning in _warnings(settings):
+        text.write(f"warning: {text.escape(warning)}\n")
+    text.write(f"{text.escape(file)}: ok\n")
+
+
+@config_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: key -> value and where it comes from.")
+@click.argument("file", default=_build.CONF)
+def show(as_json: bool, file: str) -> None:
+    """Print every key of FILE (default: the installed udiRoot.conf), its effective value, and where that comes from."""
+    settings = _load(file)
+    if as_json:
+        document = {key: {"value": value, "where": where} for key, value, where in settings.entries()}
+        text.write(json.dumps(document, indent=2) + "\n")
+        return
+    rows = [row for key, value, _ in settings.entries() for row in _rows_of_key(settings, key, value)]
+    text.write(text.table(("KEY", "FROM", "VALUE"), rows))
+
+
+def records_of_caller() -> list[inventory.Udi]:
+    """Return the UDIs of the calling user, whom the door tells their own records. Raises ShifterError."""
+    door = f"{_build.PREFIX}/bin/shifter"
+    try:
+        result = subprocess.run([door, "--udi-list"], capture_output=True, check=False)
+    except OSError as error:
+        raise ShifterError(f"can't run {describe(error)}") from None
+    if result.returncode != 0:
+        reason = result.stderr.decode("utf-8", "surrogateescape").strip().removeprefix("shifter: ")
+        raise ShifterError(reason or f"{door}: exit status {result.returncode}")
+    return inventory.own_udis(result.stdout)
+
+
+def _row(udi: dict[str, Any]) -> tuple[str, ...]:
+    """Return the columns of a UDI for people: how it was asked for, and times as ages."""
+    now = time.time()
+    ages = [text.duration(now - udi[key]) + " ago" for key in ("built", "used")]
+    image = udi["ref"] or udi["image"]
+    return str(udi["uid"]), image, *ages, str(len(udi["pids"])), ";".join(udi["volumes"])
+
+
+def _load(file: str) -> config.Config:
+    """Load a configuration: root's as the builder does, a file of the caller's own as if it were root's."""
+    uid = os.geteuid()
+    return config.load(os.path.abspath(file), (0,) if uid == 0 or file == _build.CONF else (0, uid))
+
+
+def _warnings(settings: config.Config) -> list[str]:
+    """Return what is legal but suspicious: keys without meaning, directories that this node does not have."""
+    found = [f"{where}: {key} has no meaning any more and is ignored" for key, where in settings.ignored]
+    if not os.path.isdir(settings.imagePath):
+        found.append(f"{settings.where('imagePath')}: imagePath {settings.imagePath} is not a directory here")
+    for mount in settings.siteFs:
+        if not os.path.isdir(mount.source):
+            found.append(f"{mount.where}: siteFs {mount.source} is not a directory here")
+    return found
+
+
+def _rows_of_key(settings: config.Config, key: str, value: object) -> list[tuple[str, str, str]]:
+    """Return the rows of one key: what every line adds to a list, or the one effective value."""
+    if isinstance(value, list) and key in settings.settings:
+        return [(key, str(setting), setting.value) for setting in settings.settings[key]]
+    shown = "" if value == [] else str(int(value)) if isinstance(value, bool) else str(value)
+    return [(key, settings.where(key), shown)]
+
+
+def _print_lines(lines: list[str]) -> None:
+    text.write("".join(text.escape(line) + "\n" for line in lines))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line *argv* (default: the process's); return the exit status. Errors are printed here, once."""
+    text.prepare_streams()
+    run: Callable[..., Any] = cli.main
+    try:
+        status = run(args=sys.argv[1:] if argv is None else argv, prog_name="shifterctl", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        text.fail("shifterctl", error.format_message())
+    except ShifterError as error:
+        text.fail("shifterctl", error.chain())
+    except OSError as error:
+        text.fail("shifterctl", describe(error))
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    return 1

@@ -1,0 +1,1054 @@
+/*
+ * The door: setuid root. Finds the UDI that the caller asks for, has it built if there is none, enters it, drops every
+ * privilege and runs the command.
+ *
+ * Everything that can run with privilege is in this file. The rules:
+ *  - The effective uid is the caller's, except between raise_privilege() and drop_temporarily().
+ *  - The real uid is the caller's until the builder (a child) makes itself root, so no limit of the user is escaped.
+ *  - Files that steer the door are opened by descriptor, must belong to root, and are checked before use.
+ *  - Nothing of the caller's environment, command or working directory is looked at while privileged.
+ *  - enter() is the only way to the command; it drops for good and reads everything back.
+ */
+#define _GNU_SOURCE
+#include "door.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/magic.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/file.h>
+#include <sys/fsuid.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "config.h"
+#include "options.h"
+
+#define NS_GET_MNTNS_ID _IOR(0xb7, 5, uint64_t) /* linux/nsfs.h, Linux >= 6.11; 64 bits, never reused */
+#define NSFS_MAGIC 0x6e736673
+#define LOWEST_OWN_FD 10 /* ours stay clear of the descriptors that a caller passes */
+#define MAX_GROUPS 4096  /* shifter/request.py */
+#define LEAST_FILES 64   /* about 30 are open at once while the builder is started */
+#define TRIES 4          /* base made, UDI built, changed meanwhile, built again */
+
+static uid_t caller_uid;
+static bool privileged; /* started as setuid root by an ordinary user */
+
+/* --- messages and memory ------------------------------------------------------------------------------------------ */
+
+/* Print "shifter: TEXT" in one write, control characters made harmless, and exit with 125. */
+_Noreturn void die(const char *format, ...)
+{
+    char text[2048] = "shifter: ";
+    size_t used = strlen(text);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, sizeof text - used - 1, format, arguments);
+    va_end(arguments);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127)
+            *c = '?';
+    strcat(text, "\n");
+    if (write(2, text, strlen(text)) < 0) {
+        /* nobody to tell */
+    }
+    _exit(EXIT_SHIFTER);
+}
+
+static void *need(void *memory)
+{
+    if (!memory)
+        die("out of memory");
+    return memory;
+}
+
+void list_add(struct list *list, const char *item)
+{
+    list->items = need(realloc(list->items, (list->count + 1) * sizeof *list->items));
+    list->items[list->count++] = item;
+}
+
+/* --- privilege ---------------------------------------------------------------------------------------------------- */
+
+static void raise_privilege(void)
+{
+    if (seteuid(0) != 0 || geteuid() != 0)
+        die("can't become root: %s", strerror(errno));
+}
+
+static void drop_temporarily(void)
+{
+    if (seteuid(caller_uid) != 0 || geteuid() != caller_uid)
+        die("can't drop privilege: %s", strerror(errno));
+}
+
+/* For the Python that prints help: no way back to root from here on. */
+static void drop_for_good(void)
+{
+    raise_privilege();
+    if (setresuid(caller_uid, caller_uid, caller_uid) != 0)
+        die("can't drop privilege: %s", strerror(errno));
+    uid_t real, effective, saved;
+    if (getresuid(&real, &effective, &saved) != 0 || real != caller_uid || effective != caller_uid || saved != caller_uid)
+        die("privilege was not dropped");
+}
+
+/* --- fields (shifter/fields.py) ----------------------------------------------------------------------------------- */
+
+/* Return the key of the field at *position and move on; the key ends at '='. NULL at the end. */
+const char *field_next(const struct document *document, size_t *position, const char **value)
+{
+    if (*position >= document->size)
+        return NULL;
+    const char *field = document->data + *position;
+    *position += strlen(field) + 1;
+    const char *equals = strchr(field, '=');
+    *value = equals ? equals + 1 : field + strlen(field);
+    return field;
+}
+
+static bool key_is(const char *field, const char *key)
+{
+    size_t length = strlen(key);
+    return strncmp(field, key, length) == 0 && field[length] == '=';
+}
+
+const char *field_first(const struct document *document, const char *key)
+{
+    const char *field, *value;
+    for (size_t position = 0; (field = field_next(document, &position, &value));)
+        if (key_is(field, key))
+            return value;
+    return NULL;
+}
+
+static void field_add(struct document *document, const char *key, const char *value)
+{
+    int room = (int)(sizeof document->data - document->size);
+    int length = snprintf(document->data + document->size, (size_t)room, "%s=%s", key, value);
+    if (length < 0 || length + 1 > room)
+        die("the request is too long: fewer volumes or groups, please");
+    document->size += (size_t)length + 1;
+}
+
+/* A document is whole if it ends with end=KIND and every field has a '='; it begins with our own build. */
+static bool document_valid(const struct document *document, const char *kind)
+{
+    if (document->size == 0 || document->data[document->size - 1] != 0)
+        return false;
+    const char *field, *value, *last = "";
+    for (size_t position = 0; (field = field_next(document, &position, &value)); last = field)
+        if (!strchr(field, '='))
+            return false;
+    return key_is(last, "end") && strcmp(last + 4, kind) == 0 && strncmp(document->data, "shifter=" SHIFTER_BUILD, sizeof "shifter=" SHIFTER_BUILD) == 0;
+}
+
+/* Read a document of root's from DIRECTORY/NAME; returns its descriptor, or -1 if there is none that can be used. */
+static int document_open(struct document *document, int directory, const char *name, const char *kind)
+{
+    struct stat status;
+    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return -1;
+    ssize_t size = -1;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == 0 && !(status.st_mode & 022) && status.st_size <= MAX_DOCUMENT)
+        size = read(fd, document->data, sizeof document->data);
+    document->size = size > 0 ? (size_t)size : 0;
+    if (size != status.st_size || !document_valid(document, kind)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* --- start: descriptors, limits, identity ------------------------------------------------------------------------- */
+
+static void make_standard_fds_valid(void)
+{
+    int fd;
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= 2);
+    if (fd > 2)
+        close(fd);
+}
+
+/* Move a descriptor out of the range that callers use, close-on-exec. */
+static int high(int fd)
+{
+    int moved = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_OWN_FD);
+    if (fd >= 0)
+        close(fd);
+    if (moved < 0)
+        die("can't open what the launch needs: %s", strerror(errno));
+    return moved;
+}
+
+static int compare_gids(const void *left, const void *right)
+{
+    gid_t a = *(const gid_t *)left, b = *(const gid_t *)right;
+    return a < b ? -1 : a > b;
+}
+
+static void save_caller(struct caller *caller)
+{
+    caller->uid = getuid();
+    caller->gid = getgid();
+    caller->umask = umask(022);
+    int count = getgroups(0, NULL);
+    if (count < 0 || count > MAX_GROUPS)
+        die("%d supplementary groups; at most %d are supported", count, MAX_GROUPS);
+    caller->groups = need(calloc((size_t)count + 1, sizeof(gid_t)));
+    count = getgroups(count, caller->groups);
+    qsort(caller->groups, count < 0 ? 0 : (size_t)count, sizeof(gid_t), compare_gids);
+    for (int i = 0; i < count; i++)
+        if (caller->groups[i] != 0 && (caller->group_count == 0 || caller->groups[caller->group_count - 1] != caller->groups[i]))
+            caller->groups[caller->group_count++] = caller->groups[i];
+    sigset_t pipe_signal;
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    sigaddset(&pipe_signal, SIGXFSZ);
+    sigprocmask(SIG_BLOCK, &pipe_signal, &caller->mask);
+    for (int resource = 0; resource < RLIM_NLIMITS; resource++)
+        getrlimit(resource, &caller->limits[resource]);
+    caller->cwd = getcwd(NULL, 0);
+}
+
+/* The builder gets what root may have; where that is refused, what is possible. Called with root's rights. */
+static void lift_limits(void)
+{
+    for (int resource = 0; resource < RLIM_NLIMITS; resource++) {
+        struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
+        if (resource == RLIMIT_CORE)
+            limit.rlim_cur = limit.rlim_max = 0;
+        if (resource == RLIMIT_NOFILE)
+            limit.rlim_cur = limit.rlim_max = 4096;
+        if (resource == RLIMIT_STACK)
+            limit.rlim_cur = 8 << 20;
+        if (setrlimit(resource, &limit) != 0 && getrlimit(resource, &limit) == 0 && resource != RLIMIT_STACK) {
+            limit.rlim_cur = limit.rlim_max;
+            setrlimit(resource, &limit);
+        }
+    }
+}
+
+/* The mount that "/" is on and its inode. statx(2) by number: musl has no wrapper and <linux/stat.h> clashes with libc's. */
+static void identify_root(uint64_t identity[2])
+{
+    uint64_t statx_buffer[32] = {0}; /* struct statx: stx_ino at byte 32, stx_mnt_id at byte 144 */
+    if (syscall(SYS_statx, AT_FDCWD, "/", AT_SYMLINK_NOFOLLOW, 0x1100 /* STATX_INO | STATX_MNT_ID */, statx_buffer) != 0)
+        die("statx: %s", strerror(errno));
+    identity[0] = statx_buffer[4];
+    identity[1] = statx_buffer[18];
+}
+
+/* A caller in a chroot would get out of it by joining a namespace. setns(2) to one's own namespace goes to its root. */
+static void refuse_chroot(int own_namespace)
+{
+    uint64_t before[2], after[2];
+    identify_root(before);
+    if (setns(own_namespace, CLONE_NEWNS) != 0)
+        die("can't check for a chroot: %s", strerror(errno));
+    identify_root(after);
+    if (before[0] != after[0] || before[1] != after[1])
+        die("called in a chroot: a UDI is made from the node's own file system; run shifter outside of the chroot");
+}
+
+/* --- command line and environment --------------------------------------------------------------------------------- */
+
+/* Help and usage are Python's (shifter/cli/shifter.py), after all privilege is gone. */
+_Noreturn void show_usage(const char *kind, const char *text)
+{
+    if (privileged)
+        drop_for_good();
+    char *arguments[] = {SHIFTER_PYTHON, "-I", "-B", SHIFTER_LIBEXEC "/shifter_cli.py", (char *)kind, (char *)text, NULL};
+    char *environment[] = {"LC_ALL=C.UTF-8", "PATH=/usr/bin:/bin", NULL};
+    execve(SHIFTER_PYTHON, arguments, environment);
+    die("%s: %s; run: make install", SHIFTER_PYTHON, strerror(errno));
+}
+
+static _Noreturn void usage_error(const char *format, const char *word, int length)
+{
+    char text[512];
+    snprintf(text, sizeof text, format, length, word);
+    show_usage("usage", text);
+}
+
+static void take_option(struct invocation *asked, enum shifter_option option, const char *value, bool *volumes_given)
+{
+    switch (option) {
+    case OPT_HELP: show_usage("help", NULL);
+    case OPT_VERSION: show_usage("version", NULL);
+    case OPT_VERBOSE: asked->verbose = true; break;
+    case OPT_IMAGE: asked->image = asked->request_text = value; break;
+    case OPT_VOLUME:
+        if (!*volumes_given) /* the command line replaces SHIFTER_VOLUME */
+            asked->volumes.count = 0;
+        *volumes_given = true;
+        list_add(&asked->volumes, value);
+        break;
+    case OPT_ENTRYPOINT: asked->entrypoint_given = true, asked->entrypoint = value; break;
+    case OPT_WORKDIR: asked->workdir_given = true, asked->workdir = value; break;
+    case OPT_MODULE:
+        asked->modules.count = 0;
+        list_add(&asked->modules, value);
+        break;
+    case OPT_ENV: list_add(&asked->env, value); break;
+    case OPT_ENV_FILE: asked->env_file = value; break;
+    case OPT_CLEARENV: asked->clearenv = true; break;
+    }
+}
+
+static const struct option_entry *find_option(const char *name, size_t length, char letter)
+{
+    for (size_t i = 0; i < sizeof OPTION_TABLE / sizeof *OPTION_TABLE; i++) {
+        const struct option_entry *entry = &OPTION_TABLE[i];
+        if (letter ? entry->short_name == letter : strlen(entry->name) == length && strncmp(entry->name, name, length) == 0)
+            return entry;
+    }
+    return NULL;
+}
+
+/* The rules of shifter/options.py. A parse error anywhere wins over --help before it, so options are taken in a second pass. */
+static int parse_options(struct invocation *asked, int argc, char **argv, bool take)
+{
+    bool volumes_given = false;
+    int index = 1;
+    for (; index < argc; index++) {
+        const char *word = argv[index];
+        if (word[0] != '-' || word[1] == 0)
+            break;
+        if (strcmp(word, "--") == 0) {
+            index++;
+            break;
+        }
+        if (word[1] == '-') {
+            size_t length = strcspn(word + 2, "=");
+            const char *value = word[2 + length] ? word + 3 + length : NULL;
+            const struct option_entry *entry = find_option(word + 2, length, 0);
+            if (!entry)
+                usage_error("unknown option '%.*s'", word, (int)length + 2);
+            if (entry->argument == ARG_NONE && value)
+                usage_error("option '%.*s' takes no value", word, (int)length + 2);
+            if (entry->argument == ARG_REQUIRED && !value) {
+                if (++index >= argc)
+                    usage_error("option '%.*s' needs a value", word, (int)length + 2);
+                value = argv[index];
+            }
+            if (take)
+                take_option(asked, entry->id, value, &volumes_given);
+            continue;
+        }
+        for (const char *letter = word + 1; *letter; letter++) {
+            const struct option_entry *entry = find_option(NULL, 0, *letter);
+            if (!entry)
+                usage_error("unknown option '%.*s'", word, (int)strlen(word));
+            const char *value = NULL;
+            if (entry->argument != ARG_NONE && letter[1])
+                value = letter + 1;
+            if (entry->argument == ARG_REQUIRED && !value) {
+                char name[3] = {'-', *letter, 0};
+                if (++index >= argc)
+                    usage_error("option '%.*s' needs a value", name, 2);
+                value = argv[index];
+            }
+            if (take)
+                take_option(asked, entry->id, value, &volumes_given);
+            if (value)
+                break;
+        }
+    }
+    return index;
+}
+
+/* A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. */
+static char **split_interpreter_line(int *argc, char **argv)
+{
+    const char *started = (const char *)getauxval(AT_EXECFN);
+    if (*argc < 3 || !started || strcmp(started, argv[2]) != 0 || argv[1][0] != '-')
+        return argv;
+    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
+    int count = 0;
+    words[count++] = argv[0];
+    while ((word = strsep(&rest, " \t")))
+        if (*word)
+            words[count++] = word;
+    for (int i = 2; i < *argc; i++)
+        words[count++] = argv[i];
+    *argc = count;
+    return words;
+}
+
+static const char *variable(const char *name)
+{
+    char spank[64];
+    snprintf(spank, sizeof spank, "SLURM_SPANK_%s", name);
+    const char *value = getenv(name);
+    if (!value || !*value)
+        value = getenv(spank);
+    return value && *value ? value : NULL;
+}
+
+void read_command_line(struct invocation *asked, int argc, char **argv)
+{
+    const char *type = variable("SHIFTER_IMAGETYPE"), *image = variable("SHIFTER_IMAGE"), *value;
+    asked->request_text = variable("SHIFTER_IMAGEREQUEST");
+    if (image && type) {
+        char *pair = need(malloc(strlen(type) + strlen(image) + 2));
+        sprintf(pair, "%s:%s", type, image);
+        asked->image = pair;
+    } else {
+        asked->image = image ? image : asked->request_text;
+    }
+    if ((value = variable("SHIFTER_VOLUME")))
+        list_add(&asked->volumes, value);
+    if ((value = variable("SHIFTER_MODULE")))
+        list_add(&asked->modules, value);
+    argv = split_interpreter_line(&argc, argv);
+    parse_options(asked, argc, argv, false);
+    asked->command = argv + parse_options(asked, argc, argv, true);
+    if (!asked->request_text)
+        asked->request_text = asked->image;
+}
+
+/* --- the image's identifier (shifter/images/reference.py is the specification) ------------------------------------- */
+
+static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
+
+static bool identifier_valid(const char *text)
+{
+    char allowed[sizeof LETTERS + 2];
+    snprintf(allowed, sizeof allowed, "%s.-", LETTERS);
+    return *text && *text != '.' && strlen(text) < 256 && text[strspn(text, allowed)] == 0;
+}
+
+/* Write local:PATH with empty and "." components dropped. */
+static bool resolve_local(const char *path, char *out, size_t room)
+{
+    size_t used = (size_t)snprintf(out, room, "local:");
+    if (*path != '/')
+        return false;
+    while (*path) {
+        size_t length = strcspn(path, "/");
+        if (length == 2 && strncmp(path, "..", 2) == 0)
+            return false;
+        if (length && !(length == 1 && *path == '.')) {
+            if (used + length + 2 > room)
+                return false;
+            used += (size_t)snprintf(out + used, room - used, "/%.*s", (int)length, path);
+        }
+        path += length + (path[length] == '/');
+    }
+    if (used == strlen("local:"))
+        snprintf(out + used, room - used, "/");
+    return true;
+}
+
+/*
+ * Resolve what the user named, without Python: OUT becomes the identifier, or local:PATH. False: the builder shall do it,
+ * and say what is wrong with it, if something is. Privileged; reads the tag as the owner of the store.
+ */
+static bool resolve_image(const struct document *site, const char *text, char *out, size_t room)
+{
+    static const char *const kinds[] = {"docker", "custom", "id", "local"};
+    const char *kind = field_first(site, "defaultImageType"), *colon = strchr(text, ':'), *path = field_first(site, "imagePath");
+    const char *uid = field_first(site, "storeUid"), *gid = field_first(site, "storeGid");
+    if (!kind || !path || !uid || !gid)
+        return false;
+    for (size_t i = 0; colon && i < 4; i++)
+        if (strlen(kinds[i]) == (size_t)(colon - text) && strncmp(kinds[i], text, strlen(kinds[i])) == 0) {
+            kind = kinds[i];
+            text = colon + 1;
+            break;
+        }
+    if (strcmp(kind, "local") == 0)
+        return resolve_local(text, out, room);
+    if (strcmp(kind, "id") == 0)
+        return identifier_valid(text) && (size_t)snprintf(out, room, "%s", text) < room;
+    char allowed[sizeof LETTERS + 8], tag[PATH_MAX];
+    snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
+    const char *slash = strrchr(text, '/');
+    if (!*text || text[strspn(text, allowed)] != 0)
+        return false;
+    size_t used = (size_t)snprintf(tag, sizeof tag, "%s/tags/%s:", path, kind);
+    for (const char *c = text; *c && used + 12 < sizeof tag; c++)
+        used += (size_t)snprintf(tag + used, sizeof tag - used, *c == '/' ? "%%2F" : "%c", *c);
+    if (!strchr(text, '@') && !strchr(slash ? slash : text, ':'))
+        snprintf(tag + used, sizeof tag - used, ":latest");
+    setfsgid((gid_t)strtoul(gid, NULL, 10));
+    setfsuid((uid_t)strtoul(uid, NULL, 10));
+    ssize_t length = readlink(tag, out, room - 1);
+    setfsuid(0);
+    setfsgid(getegid());
+    if (length <= 0)
+        return false;
+    out[length] = 0;
+    return identifier_valid(out);
+}
+
+/* --- records ------------------------------------------------------------------------------------------------------ */
+
+/* Return a descriptor of /run/shifter if its pins can be used from here, else of PID 1's, else -1. Privileged. */
+static int open_run(void)
+{
+    static const char *const places[] = {"/run/shifter", "/proc/1/root/run/shifter"};
+    for (int i = 0; i < 2; i++) {
+        struct stat status;
+        struct statfs type;
+        int run = open(places[i], O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        if (run < 0)
+            continue;
+        int store = openat(run, "store", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        bool usable = store >= 0 && fstatfs(store, &type) == 0 && type.f_type == NSFS_MAGIC && fstatfs(run, &type) == 0 &&
+                      type.f_type == TMPFS_MAGIC && fstat(run, &status) == 0 && status.st_uid == 0 && !(status.st_mode & 022);
+        if (store >= 0)
+            close(store);
+        if (usable)
+            return high(run);
+        close(run);
+    }
+    return -1;
+}
+
+static bool take_number(const char **text, uint64_t *number)
+{
+    char *end;
+    if (**text < '0' || **text > '9')
+        return false;
+    errno = 0;
+    *number = strtoull(*text, &end, 10);
+    if (errno || *end != ':')
+        return false;
+    *text = end + 1;
+    return true;
+}
+
+/* Check watch=AS:DEV:INO:SIZE:MTIME_NS:CTIME_NS:PATH. Privileged. */
+static bool watch_holds(const char *text)
+{
+    uint64_t as, device, inode, size, mtime, ctime;
+    if (!take_number(&text, &as) || !take_number(&text, &device) || !take_number(&text, &inode) || !take_number(&text, &size) ||
+        !take_number(&text, &mtime) || !take_number(&text, &ctime) || *text != '/')
+        return false;
+    struct stat now;
+    setfsuid((uid_t)as);
+    int result = stat(text, &now);
+    setfsuid(0);
+    if (result != 0)
+        return inode == 0;
+    return now.st_dev == device && now.st_ino == inode && (uint64_t)now.st_size == size &&
+           (uint64_t)now.st_mtim.tv_sec * 1000000000u + (uint64_t)now.st_mtim.tv_nsec == mtime &&
+           (uint64_t)now.st_ctim.tv_sec * 1000000000u + (uint64_t)now.st_ctim.tv_nsec == ctime;
+}
+
+/* Check source=DEV:INO:PATH: the directory behind a volume is still the same. As the caller. */
+static bool source_holds(const char *text)
+{
+    uint64_t device, inode;
+    struct stat now;
+    if (!take_number(&text, &device) || !take_number(&text, &inode) || *text != '/')
+        return false;
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
+    int fd = (int)syscall(SYS_openat2, AT_FDCWD, text, &how, sizeof how);
+    bool same = fd >= 0 && fstat(fd, &now) == 0 && now.st_dev == device && now.st_ino == inode;
+    if (fd >= 0)
+        close(fd);
+    return same;
+}
+
+static bool watches_hold(const struct document *document)
+{
+    const char *field, *value;
+    for (size_t position = 0; (field = field_next(document, &position, &value));) {
+        if (key_is(field, "watch") && !watch_holds(value))
+            return false;
+        if (key_is(field, "source")) {
+            drop_temporarily();
+            bool same = source_holds(value);
+            raise_privilege();
+            if (!same)
+                return false;
+        }
+    }
+    return true;
+}
+
+/* The canonical request, shifter/request.py. IMAGE_KEY is "image" (resolved) or "ref" (as the user named it). */
+static void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,
+                         const char *once, const char *image_key, const char *image)
+{
+    char text[64], *groups = need(calloc((size_t)caller->group_count + 1, 12)), *end = groups;
+    request->size = 0;
+    field_add(request, "shifter", SHIFTER_BUILD);
+    snprintf(text, sizeof text, "%u", (unsigned)caller->uid);
+    field_add(request, "uid", text);
+    snprintf(text, sizeof text, "%u", (unsigned)caller->gid);
+    field_add(request, "gid", text);
+    for (int i = 0; i < caller->group_count; i++)
+        end += sprintf(end, i ? ",%u" : "%u", (unsigned)caller->groups[i]);
+    field_add(request, "groups", groups);
+    free(groups);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)namespace);
+    field_add(request, "ns", text);
+    if (*once)
+        field_add(request, "once", once);
+    field_add(request, image_key, image);
+    for (size_t i = 0; i < asked->volumes.count; i++)
+        field_add(request, "volume", asked->volumes.items[i]);
+    for (size_t i = 0; i < asked->modules.count; i++)
+        if (strcasecmp(asked->modules.items[i], "none") != 0)
+            field_add(request, "module", asked->modules.items[i]);
+}
+
+/* Find a pinned UDI for the canonical request; returns the namespace, or -1. Privileged. */
+static int find_udi(int run, const struct document *request, const struct caller *caller, struct document *record)
+{
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a-64; the bytes themselves are compared below */
+    for (size_t i = 0; i < request->size; i++)
+        hash = (hash ^ (unsigned char)request->data[i]) * 0x100000001b3u;
+    char path[128];
+    snprintf(path, sizeof path, "udi/%u/%016llx", (unsigned)caller->uid, (unsigned long long)hash);
+    int directory = openat(run, path, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (directory < 0)
+        return -1;
+    int namespace = -1, file = document_open(record, directory, "record", "record");
+    if (file >= 0 && record->size > request->size && memcmp(record->data, request->data, request->size) == 0 && watches_hold(record)) {
+        struct statfs type;
+        namespace = openat(directory, "ns", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (namespace >= 0 && (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC)) {
+            close(namespace);
+            namespace = -1;
+        }
+        if (namespace >= 0 && futimens(file, NULL) != 0)
+            die("can't mark the UDI as used: %s", strerror(errno));
+    }
+    if (file >= 0)
+        close(file);
+    close(directory);
+    return namespace < 0 ? -1 : high(namespace);
+}
+
+/* --- the builder -------------------------------------------------------------------------------------------------- */
+
+/* Nobody but root may be able to change what is run as root: every directory on the way belongs to root. */
+static void check_trusted(const char *path)
+{
+    char part[PATH_MAX];
+    for (const char *end = path; end; end = strchr(end + 1, '/')) {
+        struct stat status;
+        const char *next = strchr(end + 1, '/');
+        snprintf(part, sizeof part, "%.*s", next ? (int)(next - path) : PATH_MAX - 1, path);
+        if (lstat(part, &status) != 0)
+            die("%s: %s; run: make install", part, strerror(errno));
+        if (status.st_uid != 0 || (status.st_mode & 022) || S_ISLNK(status.st_mode))
+            die("%s must belong to root, be writable by nobody else, and be no symbolic link", part);
+    }
+}
+
+static void write_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        if (write(fd, text, strlen(text)) < 0) {
+            /* a refinement, not a condition */
+        }
+        close(fd);
+    }
+}
+
+/* Leave a cgroup that the user's job could freeze or throttle while the builder holds a lock that others wait for. */
+static void leave_cgroup(void)
+{
+    char line[4096];
+    FILE *table = fopen("/proc/self/cgroup", "re");
+    while (table && fgets(line, sizeof line, table)) {
+        char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!path || strcmp(path, ":/\n") == 0)
+            continue;
+        *path = 0;
+        if (controllers[1] == 0) {
+            write_text("/sys/fs/cgroup/cgroup.procs", "0");
+            write_text("/sys/fs/cgroup/unified/cgroup.procs", "0");
+        } else if (strstr(controllers, "freezer")) {
+            write_text("/sys/fs/cgroup/freezer/cgroup.procs", "0");
+        }
+    }
+    if (table)
+        fclose(table);
+}
+
+/* Become a clean root process and execute the builder. In the grandchild; never returns. */
+static _Noreturn void exec_builder(int request, int answer, int log, int lock)
+{
+    char number[16] = "-";
+    raise_privilege();
+    if (setgroups(0, NULL) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0)
+        _exit(EXIT_SHIFTER);
+    setsid();
+    lift_limits();
+    struct sched_param normal = {0};
+    sched_setscheduler(0, SCHED_OTHER, &normal);
+    setpriority(PRIO_PROCESS, 0, 0);
+    syscall(SYS_ioprio_set, 1, 0, 0);
+    cpu_set_t all;
+    memset(&all, 0xff, sizeof all);
+    sched_setaffinity(0, sizeof all, &all);
+    write_text("/proc/self/oom_score_adj", "0");
+    syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL);
+    leave_cgroup();
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int signal_number = 1; signal_number < _NSIG; signal_number++)
+        signal(signal_number, SIG_DFL);
+    if (chdir("/") != 0 || dup2(request, 0) != 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2 || dup2(answer, 3) != 3)
+        _exit(EXIT_SHIFTER);
+    if (lock >= 0 && dup2(lock, 4) != 4)
+        _exit(EXIT_SHIFTER);
+    syscall(SYS_close_range, lock >= 0 ? 5 : 4, ~0U, 0);
+    if (lock >= 0)
+        snprintf(number, sizeof number, "4");
+    umask(022);
+    char *arguments[] = {SHIFTER_PYTHON, "-I", "-S", "-B", SHIFTER_LIBEXEC "/builder.pyc", number, NULL}, *environment[] = {"LC_ALL=C", NULL};
+    execve(SHIFTER_PYTHON, arguments, environment);
+    die("the Python interpreter %s can't be started: %s; run: make install", SHIFTER_PYTHON, strerror(errno));
+}
+
+/* Print what the builder's log pipe holds, its last line only: the end of a traceback says what it is about. */
+static _Noreturn void builder_died(int log, const char *step)
+{
+    char text[8192];
+    fcntl(log, F_SETFL, O_NONBLOCK);
+    ssize_t size = read(log, text, sizeof text - 1);
+    text[size > 0 ? size : 0] = 0;
+    while (size > 0 && text[size - 1] == '\n')
+        text[--size] = 0;
+    char *line = strrchr(text, '\n');
+    line = line ? line + 1 : text;
+    if (strstr(text, "bad magic number") || strstr(text, "Bad magic number"))
+        die("%s is another Python than Shifter was installed for; run: make install", SHIFTER_PYTHON);
+    if (!*text)
+        die("the builder was ended while %s: it took longer than udiBuildTimeout, or somebody killed it", step);
+    die("the builder failed while %s: %s", step, line);
+}
+
+/* Start the builder and wait for its answer; returns if the UDI, or the base, is there now. */
+static int run_builder(const struct document *request, int lock, bool verbose)
+{
+    int requests[2], answers[2], logs[2];
+    check_trusted(SHIFTER_PYTHON);
+    check_trusted(SHIFTER_LIBEXEC "/builder.pyc");
+    if (pipe2(requests, O_CLOEXEC) != 0 || pipe2(answers, O_CLOEXEC) != 0 || pipe2(logs, O_CLOEXEC) != 0)
+        die("can't make a pipe: %s", strerror(errno));
+    for (int i = 0; i < 2; i++)
+        requests[i] = high(requests[i]), answers[i] = high(answers[i]), logs[i] = high(logs[i]);
+    raise_privilege(); /* so that RLIMIT_NPROC of the user does not stop fork(2) */
+    pid_t child = fork();
+    if (child == 0) {
+        if (fork() == 0) /* the grandchild belongs to init: the user's command gets no child that it did not start */
+            exec_builder(requests[0], answers[1], logs[1], lock);
+        _exit(0);
+    }
+    drop_temporarily();
+    if (child < 0)
+        die("can't start the builder: %s", strerror(errno));
+    close(requests[0]), close(answers[1]), close(logs[1]);
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {
+    }
+    for (size_t sent = 0; sent < request->size;) {
+        ssize_t size = write(requests[1], request->data + sent, request->size - sent);
+        if (size <= 0)
+            break;
+        sent += (size_t)size;
+    }
+    close(requests[1]);
+    static struct document answer;
+    static char step[512] = "starting";
+    size_t done = 0;
+    for (answer.size = 0;;) {
+        ssize_t size = read(answers[0], answer.data + answer.size, sizeof answer.data - answer.size);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size <= 0)
+            builder_died(logs[0], step);
+        answer.size += (size_t)size;
+        while (memchr(answer.data + done, 0, answer.size - done)) {
+            const char *value, *field = field_next(&answer, &done, &value);
+            if (key_is(field, "step")) {
+                snprintf(step, sizeof step, "%s", value);
+                if (verbose)
+                    dprintf(2, "shifter: %s\n", value);
+            } else if (key_is(field, "error")) {
+                die("%s", value);
+            } else if (key_is(field, "ok") || key_is(field, "again")) {
+                close(logs[0]);
+                return answers[0]; /* held until the pin is open: the builder of an unshared UDI waits for its end */
+            }
+        }
+    }
+}
+
+/* --- enter -------------------------------------------------------------------------------------------------------- */
+
+/* A terminal of the host has no name in a private /dev/pts: put it on /dev/console, for this launch only. Privileged. */
+static int clone_terminal(const struct document *record)
+{
+    const char *devpts = field_first(record, "devpts");
+    if (!devpts || strcmp(devpts, "private") != 0)
+        return -1;
+    for (int fd = 0; fd <= 2; fd++)
+        if (isatty(fd)) {
+            int tree = (int)syscall(SYS_open_tree, fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+            return tree < 0 ? -1 : high(tree);
+        }
+    return -1;
+}
+
+/* Drop everything, and read back that it is gone: ids, groups, all five capability sets, the way back through exec. */
+static void drop_all(const struct caller *caller)
+{
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[2], now[2];
+    memset(none, 0, sizeof none);
+    int last = 0;
+    while (prctl(PR_CAPBSET_READ, last, 0, 0, 0) >= 0)
+        if (prctl(PR_CAPBSET_DROP, last++, 0, 0, 0) != 0)
+            die("can't drop a capability: %s", strerror(errno));
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (setgroups((size_t)caller->group_count, caller->groups) != 0 || setresgid(caller->gid, caller->gid, caller->gid) != 0 ||
+        setresuid(caller->uid, caller->uid, caller->uid) != 0 || syscall(SYS_capset, &header, none) != 0 ||
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        die("can't drop privilege: %s", strerror(errno));
+    uid_t uids[3];
+    gid_t gids[3], *groups = need(calloc((size_t)caller->group_count + 1, sizeof *groups));
+    bool gone = getresuid(&uids[0], &uids[1], &uids[2]) == 0 && getresgid(&gids[0], &gids[1], &gids[2]) == 0 &&
+                getgroups(caller->group_count, groups) == caller->group_count && syscall(SYS_capget, &header, now) == 0 &&
+                memcmp(now, none, sizeof now) == 0 && prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 && setfsuid((uid_t)-1) == (int)caller->uid;
+    for (int i = 0; i < 3; i++)
+        gone = gone && uids[i] == caller->uid && gids[i] == caller->gid;
+    for (int i = 0; i < last; i++)
+        gone = gone && prctl(PR_CAPBSET_READ, i, 0, 0, 0) == 0 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, i, 0, 0) == 0;
+    qsort(groups, (size_t)caller->group_count, sizeof *groups, compare_gids);
+    gone = gone && memcmp(groups, caller->groups, (size_t)caller->group_count * sizeof *groups) == 0;
+    free(groups);
+    if (!gone || caller->uid == 0 || caller->gid == 0 || seteuid(0) == 0)
+        die("privilege was not dropped completely");
+}
+
+static _Noreturn void enter(int namespace, const struct invocation *asked, const struct caller *caller, const struct document *record)
+{
+    raise_privilege();
+    int terminal = clone_terminal(record);
+    if (setns(namespace, CLONE_NEWNS) != 0) /* root and cwd are now those of the UDI */
+        die("can't enter the UDI: %s", strerror(errno));
+    if (terminal >= 0 && unshare(CLONE_NEWNS) == 0)
+        syscall(SYS_move_mount, terminal, "", AT_FDCWD, "/dev/console", MOVE_MOUNT_F_EMPTY_PATH);
+    for (int resource = 0; resource < RLIM_NLIMITS; resource++)
+        setrlimit(resource, &caller->limits[resource]);
+    drop_all(caller);
+    close(namespace);
+    if (terminal >= 0)
+        close(terminal);
+    umask(caller->umask);
+    run_command(asked, caller, record);
+}
+
+/* --- main --------------------------------------------------------------------------------------------------------- */
+
+/*
+ * shifterctl ps of an ordinary user: "KEY USED" and the record of each UDI that is the caller's. All is read first and
+ * written without privilege, since the descriptor is the caller's choice.
+ */
+static _Noreturn void print_own_records(const struct caller *caller)
+{
+    char path[64];
+    char *out = NULL;
+    size_t size = 0;
+    static struct document record;
+    FILE *stream = need(open_memstream(&out, &size));
+    raise_privilege();
+    int run = open_run();
+    snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
+    int list = run < 0 ? -1 : openat(run, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    DIR *entries = list < 0 ? NULL : fdopendir(list);
+    const struct dirent *entry;
+    for (int count = 0; entries && count < 256 && (entry = readdir(entries)); count++) {
+        struct stat status;
+        int directory = openat(list, entry->d_name, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        int file = directory < 0 ? -1 : document_open(&record, directory, "record", "record");
+        if (file >= 0 && fstat(file, &status) == 0) {
+            fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
+            fwrite(record.data, 1, record.size, stream);
+        }
+        if (file >= 0)
+            close(file);
+        if (directory >= 0)
+            close(directory);
+    }
+    fclose(stream);
+    drop_for_good();
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(1, out + done, size - done);
+        if (written <= 0)
+            die("can't write: %s", strerror(errno));
+        done += (size_t)written;
+    }
+    _exit(0);
+}
+
+/* Take the user's lock, so that one builder runs and the others wait; -1: there is no base to have a lock in. */
+static int take_lock(int run, const struct caller *caller)
+{
+    char path[64];
+    if (run < 0)
+        return -1;
+    raise_privilege();
+    snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
+    mkdirat(run, path, 0700);
+    snprintf(path, sizeof path, "udi/%u/lock", (unsigned)caller->uid);
+    int lock = openat(run, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    drop_temporarily();
+    if (lock < 0)
+        die("/run/shifter can't be written: %s", strerror(errno));
+    lock = high(lock);
+    while (flock(lock, LOCK_EX) != 0)
+        if (errno != EINTR)
+            die("can't lock: %s", strerror(errno));
+    return lock;
+}
+
+struct launch {
+    const struct invocation *asked;
+    const struct caller *caller;
+    uint64_t namespace; /* id of the caller's mount namespace; 0: the kernel has none to give */
+    char once[17];      /* random, if the UDI must not be shared */
+    struct document site, request, record;
+};
+
+/* Find the UDI that a record promises. Returns its namespace, or -1. */
+static int look_up(struct launch *launch, int run)
+{
+    char image[PATH_MAX + 16];
+    int namespace = -1;
+    if (run < 0)
+        return -1;
+    raise_privilege();
+    int file = document_open(&launch->site, run, "site", "site");
+    if (file >= 0 && watches_hold(&launch->site)) {
+        const char *idle = field_first(&launch->site, "udiIdleTime");
+        if (!*launch->once && (!launch->namespace || !idle || strcmp(idle, "0") == 0)) {
+            uint64_t random;
+            if (getrandom(&random, sizeof random, 0) != sizeof random)
+                die("no random numbers: %s", strerror(errno));
+            snprintf(launch->once, sizeof launch->once, "%016llx", (unsigned long long)random);
+        }
+        if (resolve_image(&launch->site, launch->asked->image, image, sizeof image)) {
+            make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "image", image);
+            namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
+        }
+    }
+    if (file >= 0)
+        close(file);
+    drop_temporarily();
+    return namespace;
+}
+
+static _Noreturn void launch_command(struct launch *launch)
+{
+    bool verbose = launch->asked->verbose;
+    for (int attempt = 0, answer = -1; attempt < TRIES; attempt++) {
+        raise_privilege();
+        int run = open_run();
+        drop_temporarily();
+        int namespace = look_up(launch, run), lock = -1;
+        if (namespace < 0 && (lock = take_lock(run, launch->caller)) >= 0) {
+            namespace = look_up(launch, run); /* another door may have had it built while this one waited */
+            if (namespace >= 0)
+                flock(lock, LOCK_UN);
+        }
+        if (namespace >= 0) {
+            if (verbose)
+                dprintf(2, "shifter: entering the UDI of %s, built %s\n", field_first(&launch->record, "image"), attempt ? "now" : "before");
+            close(run);
+            if (lock >= 0)
+                close(lock);
+            if (answer >= 0)
+                close(answer);
+            enter(namespace, launch->asked, launch->caller, &launch->record);
+        }
+        make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "ref", launch->asked->image);
+        field_add(&launch->request, "end", "request");
+        if (answer >= 0)
+            close(answer);
+        answer = run_builder(&launch->request, lock, verbose);
+        if (lock >= 0)
+            close(lock);
+        if (run >= 0)
+            close(run);
+    }
+    die("the image or the configuration changes faster than a UDI can be built; try again");
+}
+
+int main(int argc, char **argv)
+{
+    static struct caller caller;
+    static struct invocation asked;
+    static struct launch launch = {.asked = &asked, .caller = &caller};
+    make_standard_fds_valid();
+    if (argc < 1)
+        die("called without a name");
+    caller_uid = getuid();
+    if (geteuid() == 0 && caller_uid != 0) {
+        privileged = true;
+        drop_temporarily();
+    }
+    save_caller(&caller);
+    if (!privileged && caller_uid != 0)
+        run_without_privilege(argc, argv, &caller);
+    if (privileged && argc == 2 && strcmp(argv[1], "--udi-list") == 0)
+        print_own_records(&caller);
+    read_command_line(&asked, argc, argv);
+    if (caller_uid == 0 || caller.gid == 0)
+        die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
+    if (!asked.image)
+        show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
+    raise_privilege();
+    struct rlimit files = caller.limits[RLIMIT_NOFILE];
+    if (files.rlim_cur < LEAST_FILES) {
+        files.rlim_cur = LEAST_FILES;
+        if (files.rlim_max < LEAST_FILES)
+            files.rlim_max = LEAST_FILES;
+        if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+            die("at most %llu open files are allowed (ulimit -Hn); shifter needs %d", (unsigned long long)caller.limits[RLIMIT_NOFILE].rlim_max, LEAST_FILES);
+    }
+    int own = high(open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
+    struct statfs type;
+    if (fstatfs(own, &type) != 0 || type.f_type != NSFS_MAGIC)
+        die("/proc is not a proc file system");
+    if (ioctl(own, NS_GET_MNTNS_ID, &launch.namespace) != 0)
+        launch.namespace = 0;
+    refuse_chroot(own);
+    close(own);
+    drop_temporarily();
+    launch_command(&launch);
+}

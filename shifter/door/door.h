@@ -1,0 +1,57 @@
+/* What the two halves of the door share: door.c (may hold privilege) fills it, user.c (never does) uses it. */
+#ifndef SHIFTER_DOOR_H
+#define SHIFTER_DOOR_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#define MAX_DOCUMENT 65536 /* shifter/fields.py: MAX_BYTES */
+#define EXIT_SHIFTER 125   /* Shifter's own failure, as with env(1), nohup(1) and docker */
+
+/* NUL-terminated key=value fields (shifter/fields.py). */
+struct document {
+    char data[MAX_DOCUMENT];
+    size_t size;
+};
+
+struct list {
+    const char **items;
+    size_t count;
+};
+
+/* What the command line and the environment ask for. */
+struct invocation {
+    char **command; /* NULL-terminated */
+    const char *image, *request_text, *entrypoint, *workdir, *env_file;
+    struct list volumes, modules, env;
+    bool entrypoint_given, workdir_given, clearenv, verbose;
+};
+
+/* What the caller was before the door changed anything, to be given back to the command. */
+struct caller {
+    uid_t uid;
+    gid_t gid;
+    gid_t *groups; /* sorted, distinct, without 0 */
+    int group_count;
+    mode_t umask;
+    sigset_t mask;
+    struct rlimit limits[RLIM_NLIMITS];
+    char *cwd; /* NULL: unreachable */
+};
+
+/* door.c */
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void show_usage(const char *kind, const char *text);
+const char *field_next(const struct document *document, size_t *position, const char **value);
+const char *field_first(const struct document *document, const char *key);
+void list_add(struct list *list, const char *item);
+void read_command_line(struct invocation *asked, int argc, char **argv);
+
+/* user.c: everything below runs as the user, for good. */
+_Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);
+_Noreturn void run_without_privilege(int argc, char **argv, struct caller *caller);
+
+#endif

@@ -1,0 +1,305 @@
+/*
+ * What the door does as the user, when no privilege is left: working directory, environment, entry point, exec; and the
+ * answers for a door that got no privilege in the first place.
+ */
+#define _GNU_SOURCE
+#include "door.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define MARKER "/var/shifterConfig.json"
+#define MAX_ENV_FILE (1 << 20)
+
+extern char **environ;
+
+/* --- environment -------------------------------------------------------------------------------------------------- */
+
+static size_t name_length(const char *assignment)
+{
+    return strcspn(assignment, "=");
+}
+
+static const char **env_find(struct list *env, const char *name, size_t length)
+{
+    for (size_t i = 0; i < env->count; i++)
+        if (strncmp(env->items[i], name, length) == 0 && env->items[i][length] == '=')
+            return &env->items[i];
+    return NULL;
+}
+
+/* Remove every variable of that name: a caller may have passed it twice. */
+static void env_unset(struct list *env, const char *name)
+{
+    size_t length = name_length(name), kept = 0;
+    for (size_t i = 0; i < env->count; i++)
+        if (strncmp(env->items[i], name, length) != 0 || env->items[i][length] != '=')
+            env->items[kept++] = env->items[i];
+    env->count = kept;
+}
+
+static void env_set(struct list *env, const char *assignment)
+{
+    const char **place = env_find(env, assignment, name_length(assignment));
+    if (place)
+        *place = assignment;
+    else
+        list_add(env, assignment);
+}
+
+/* Set NAME to OLD:NEW (append) or NEW:OLD; an unset or empty one is just set. */
+static void env_join(struct list *env, const char *assignment, bool append)
+{
+    size_t length = name_length(assignment);
+    const char **place = env_find(env, assignment, length), *added = assignment + length + 1, *old;
+    char *joined;
+    if (!place || !(*place)[length + 1]) {
+        env_set(env, assignment);
+        return;
+    }
+    old = *place + length + 1;
+    if (asprintf(&joined, "%.*s=%s:%s", (int)length, assignment, append ? old : added, append ? added : old) < 0)
+        die("out of memory");
+    *place = joined;
+}
+
+/* Return whether TEXT is NAME=VALUE with a name. */
+static bool is_assignment(const char *text)
+{
+    return strchr(text, '=') && text[0] != '=';
+}
+
+/* Lines of NAME=VALUE; blank lines and # comments are skipped. The path is one inside of the container. */
+static void env_from_file(struct list *env, const char *path)
+{
+    char *text = malloc(MAX_ENV_FILE + 1), *line;
+    size_t size = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (!text || fd < 0)
+        die("--env-file %s: %s (the path is one inside of the container)", path, strerror(errno));
+    for (ssize_t got; (got = read(fd, text + size, MAX_ENV_FILE + 1 - size)) != 0; size += (size_t)got) {
+        if (got < 0)
+            die("--env-file %s: %s", path, strerror(errno));
+        if (size + (size_t)got > MAX_ENV_FILE)
+            die("--env-file %s: larger than %d bytes", path, MAX_ENV_FILE);
+    }
+    close(fd);
+    text[size] = 0;
+    if (strlen(text) != size)
+        die("--env-file %s: NUL byte", path);
+    for (int number = 1; (line = strsep(&text, "\n")); number++) {
+        line += strspn(line, " \t\r");
+        for (size_t end = strlen(line); end && strchr(" \t\r", line[end - 1]); end--)
+            line[end - 1] = 0;
+        if (*line == 0 || *line == '#')
+            continue;
+        if (!is_assignment(line))
+            die("--env-file %s line %d: not NAME=VALUE", path, number);
+        env_set(env, line);
+    }
+}
+
+static void env_named(struct list *env, const char *name, const char *value)
+{
+    char *assignment;
+    if (!value)
+        return;
+    if (asprintf(&assignment, "%s=%s", name, value) < 0)
+        die("out of memory");
+    env_set(env, assignment);
+}
+
+/* The user's own two sources, in their order. */
+static void env_of_user(struct list *env, const struct invocation *asked)
+{
+    if (asked->env_file)
+        env_from_file(env, asked->env_file);
+    for (size_t i = 0; i < asked->env.count; i++) {
+        if (!is_assignment(asked->env.items[i]))
+            die("--env %s: not NAME=VALUE", asked->env.items[i]);
+        env_set(env, asked->env.items[i]);
+    }
+}
+
+static void env_rules(struct list *env, const struct document *record, bool image)
+{
+    const char *field, *value;
+    for (size_t position = 0; (field = field_next(record, &position, &value));) {
+        if (strncmp(field, "env.", 4) != 0 || (strncmp(field, "env.image=", 10) == 0) != image)
+            continue;
+        if (strncmp(field + 4, "unset=", 6) == 0)
+            env_unset(env, value);
+        else if (!is_assignment(value))
+            continue; /* an image may have a bare name; it says nothing */
+        else if (strncmp(field + 4, "append=", 7) == 0)
+            env_join(env, value, true);
+        else if (strncmp(field + 4, "prepend=", 8) == 0)
+            env_join(env, value, false);
+        else
+            env_set(env, value);
+    }
+}
+
+static void build_environment(struct list *env, const struct invocation *asked, const struct document *record)
+{
+    for (char **variable = environ; !asked->clearenv && variable && *variable; variable++)
+        if (is_assignment(*variable))
+            list_add(env, *variable);
+    /* They name libraries of the node, which would be loaded into every program of the image. A site can set them again. */
+    env_unset(env, "LD_PRELOAD");
+    env_unset(env, "LD_AUDIT");
+    env_named(env, "SHIFTER_IMAGEREQUEST", asked->request_text);
+    env_named(env, "SHIFTER_IMAGE", field_first(record, "image"));
+    env_rules(env, record, true);
+    env_of_user(env, asked);
+    env_rules(env, record, false);
+}
+
+/* --- command ------------------------------------------------------------------------------------------------------ */
+
+static void add_fields(struct list *words, const struct document *record, const char *key)
+{
+    const char *field, *value;
+    size_t length = strlen(key);
+    for (size_t position = 0; (field = field_next(record, &position, &value));)
+        if (strncmp(field, key, length) == 0 && field[length] == '=')
+            list_add(words, value);
+}
+
+/* shifter-behaviour.md 7.3: entry point E, CMD C and the words of the command line. */
+static void choose_command(struct list *words, const struct invocation *asked, const struct document *record)
+{
+    if (asked->entrypoint_given && asked->entrypoint) {
+        list_add(words, asked->entrypoint);
+    } else if (asked->entrypoint_given) {
+        add_fields(words, record, "entry");
+        if (!words->count)
+            die("--entrypoint: the image has no entry point; name one: --entrypoint=CMD");
+        if (!asked->command[0])
+            add_fields(words, record, "cmd");
+    } else if (!asked->command[0]) {
+        const char *shell = field_first(record, "shell");
+        list_add(words, shell ? shell : "/bin/sh");
+    }
+    for (char **word = asked->command; *word; word++)
+        list_add(words, *word);
+    list_add(words, NULL);
+}
+
+static void choose_directory(const struct invocation *asked, const struct caller *caller, const struct document *record)
+{
+    const char *home = getenv("HOME"), *wanted = asked->workdir;
+    if (asked->workdir_given) {
+        if (!wanted && !(wanted = field_first(record, "workdir")))
+            die("--workdir: the image has no working directory; name one: --workdir=PATH");
+        if (chdir(wanted) != 0)
+            die("--workdir %s: %s (the path is one inside of the container)", wanted, strerror(errno));
+        return;
+    }
+    if (caller->cwd && chdir(caller->cwd) == 0)
+        return;
+    const char *where = home && chdir(home) == 0 ? home : "/";
+    if (where != home && chdir("/") != 0)
+        die("can't enter /: %s", strerror(errno));
+    dprintf(2, "shifter: the working directory %s is not there in the container; using %s\n", caller->cwd ? caller->cwd : "(unreachable)", where);
+}
+
+static _Noreturn void execute(struct list *words, struct list *env, const struct caller *caller)
+{
+    list_add(env, NULL);
+    environ = (char **)env->items; /* so that execvp(3) searches the container's PATH */
+    sigprocmask(SIG_SETMASK, &caller->mask, NULL);
+    execvp(words->items[0], (char **)words->items);
+    int reason = errno, status = reason == ENOENT || reason == ENOTDIR ? 127 : 126;
+    const char *text = strerror(reason), *name = words->items[0];
+    if (reason == ENOENT && strchr(name, '/') && access(name, X_OK) == 0)
+        text = "it is there, but the program that its #! line or its ELF header names is not";
+    else if (reason == ENOENT)
+        text = strchr(name, '/') ? "no such file in the container" : "not found on the container's PATH";
+    else if (reason == ENOEXEC)
+        text = "neither a program for this machine nor a script with a #! line";
+    else if (reason == E2BIG)
+        text = "arguments and environment together are too long";
+    dprintf(2, "shifter: %s: %s\n", name, text);
+    _exit(status);
+}
+
+/* Inside the UDI, everything dropped. */
+_Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record)
+{
+    struct list words = {0}, env = {0};
+    choose_directory(asked, caller, record);
+    build_environment(&env, asked, record);
+    choose_command(&words, asked, record);
+    execute(&words, &env, caller);
+}
+
+/* --- without privilege -------------------------------------------------------------------------------------------- */
+
+/* Read a small file of /proc or of the UDI; returns "" if it can't be. */
+static const char *small_file(const char *path, char *text, size_t room)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? 0 : read(fd, text, room - 1);
+    if (fd >= 0)
+        close(fd);
+    text[size > 0 ? size : 0] = 0;
+    return text;
+}
+
+/* Inside a UDI `shifter CMD` runs CMD, if no other image is asked for than the one that it is in. */
+static _Noreturn void run_inside(const struct invocation *asked, const struct caller *caller, const char *marker)
+{
+    char identifier[512];
+    const char *outer = getenv("SHIFTER_IMAGEREQUEST"), *image = getenv("SHIFTER_IMAGE");
+    static struct document empty;
+    struct list words = {0}, env = {0};
+    snprintf(identifier, sizeof identifier, "\"identifier\":\"%s\"", asked->image ? asked->image : "");
+    bool same = !asked->image || (outer && strcmp(asked->image, outer) == 0) || (image && strcmp(asked->image, image) == 0) || strstr(marker, identifier);
+    if (!same)
+        die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", asked->image);
+    if (asked->volumes.count || asked->modules.count)
+        die("this is the inside of a UDI: volumes and modules can't be added");
+    choose_directory(asked, caller, &empty);
+    for (char **variable = environ; !asked->clearenv && variable && *variable; variable++)
+        list_add(&env, *variable);
+    env_of_user(&env, asked);
+    choose_command(&words, asked, &empty);
+    execute(&words, &env, caller);
+}
+
+/* The effective uid is not root's: say which of the possible reasons it is. */
+_Noreturn void run_without_privilege(int argc, char **argv, struct caller *caller)
+{
+    static struct invocation asked;
+    static char text[4096];
+    char path[256] = "";
+    struct stat status;
+    struct statvfs mount;
+    read_command_line(&asked, argc, argv);
+    bool inside = stat(MARKER, &status) == 0 && status.st_uid == 0 && statvfs(MARKER, &mount) == 0 && (mount.f_flag & ST_RDONLY);
+    if (inside)
+        run_inside(&asked, caller, small_file(MARKER, text, sizeof text));
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[length > 0 ? length : 0] = 0;
+    if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
+        die("no privilege: no_new_privs is set for this process (by a container, a sandbox or a service manager), so no setuid program works");
+    unsigned long first = 1, outside = 1, count = 0;
+    if (sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295)
+        die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
+    const char *tracer = strstr(small_file("/proc/self/status", text, sizeof text), "TracerPid:");
+    if (tracer && atoi(tracer + strlen("TracerPid:")) != 0)
+        die("no privilege: a debugger or strace of an ordinary user traces this process, so the kernel ignores the setuid bit");
+    if (stat("/proc/self/exe", &status) == 0 && (status.st_uid != 0 || !(status.st_mode & S_ISUID)))
+        die("no privilege: %s is not setuid root any more (mode %04o, uid %u); run, as root: make install", path, (unsigned)(status.st_mode & 07777), (unsigned)status.st_uid);
+    if (statvfs("/proc/self/exe", &mount) == 0 && (mount.f_flag & ST_NOSUID))
+        die("no privilege: %s is on a file system that is mounted nosuid", path);
+    die("no privilege: the kernel ignored the setuid bit of %s", path);
+}

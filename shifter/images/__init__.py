@@ -1,0 +1,1 @@
+"""Image store: names of images, their metadata, the store itself, and what puts images into it."""

@@ -1,0 +1,1 @@
+"""Thin layer over the Linux system calls that the builder needs; no policy lives here."""

@@ -1,0 +1,49 @@
+"""Acting as somebody else for file access: fsuid, fsgid and supplementary groups, set and read back.
+
+The kernel drops the file-related capabilities (CAP_DAC_OVERRIDE, CAP_FOWNER ...) from the effective set while fsuid is
+not 0 (capabilities(7)), and still allows mount calls: so a path is looked up with the rights of that account only.
+Part of the build path.
+"""
+
+import posix
+
+from shifter.errors import BuildError
+from shifter.linux import syscalls
+
+MYPY = False
+if MYPY:
+    from types import TracebackType
+
+
+class Identity:
+    """An account to act as: ``with Identity(uid, gid, groups): open(...)``. Not reentrant; root gets itself back after."""
+
+    def __init__(self, uid: int, gid: int, groups: "tuple[int, ...]" = ()) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+
+    def __enter__(self) -> "Identity":
+        if self.uid == 0:
+            return self
+        self._own_groups = posix.getgroups()
+        posix.setgroups(list(self.groups))
+        syscalls.setfsgid(self.gid)
+        syscalls.setfsuid(self.uid)
+        if current() != (self.uid, self.gid) or sorted(posix.getgroups()) != sorted(self.groups):
+            posix._exit(70)  # the kernel refused a drop of privileges: nothing may go on from here
+        return self
+
+    def __exit__(self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None") -> None:
+        if self.uid == 0:
+            return
+        syscalls.setfsuid(posix.geteuid())
+        syscalls.setfsgid(posix.getegid())
+        posix.setgroups(self._own_groups)
+        if current() != (posix.geteuid(), posix.getegid()):
+            raise BuildError("the builder could not take its own identity back")
+
+
+def current() -> "tuple[int, int]":
+    """Return the (fsuid, fsgid) in force; an invalid argument changes nothing (setfsuid(2))."""
+    return syscalls.setfsuid(-1), syscalls.setfsgid(-1)

@@ -1,0 +1,1 @@
+"""User defined image roots: plan, build, pins, records, reaping."""

@@ -1,0 +1,104 @@
+"""Images in the store namespace: each mounted once per node, read-only, and used by every UDI that names it.
+
+The key is made of device, inode, size and ctime of the opened file, so an image that is replaced is another image.
+The lock is held only around the mount itself and no path of a user is opened under it. Part of the build path.
+"""
+
+import posix
+
+from shifter.errors import BuildError
+from shifter.images.store import Image
+from shifter.linux import loop, syscalls
+from shifter.udi import pins
+
+MYPY = False
+if MYPY:
+    from shifter.linux.identity import Identity
+
+ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+
+
+def image_key(status: posix.stat_result) -> str:
+    """Return the name under which the image file with *status* is mounted in the store namespace."""
+    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-{status.st_ctime_ns:x}"
+
+
+def enter_store_copy(image: "Image | None", owner: "Identity", home: int, store: int) -> str:
+    """Leave the process in a private copy of the store namespace in which *image* is mounted; return its directory there.
+
+    The copy is taken under the image's lock, so the reaper can't unmount the image in between. Must be called in the
+    home namespace, where devices are. Without *image* (formats that are no file) only the copy is made and "" returned.
+    Raises BuildError, OSError.
+    """
+    if image is None:
+        syscalls.setns(store)
+        syscalls.unshare_mounts()
+        return ""
+    key = image_key(posix.fstat(image.fd))
+    lock = _lock(key)
+    try:
+        syscalls.setns(store)
+        try:
+            posix.mkdir("/" + key, 0o700)
+            mounted = False
+        except FileExistsError:
+            mounted = posix.stat("/" + key).st_dev != posix.stat("/").st_dev
+        if not mounted:
+            syscalls.setns(home)
+            posix.ftruncate(lock, 0)
+            posix.pwrite(lock, image.path.encode("utf-8", "surrogateescape") + b"\n", 0)
+            mount = _mount(image, owner)
+            syscalls.setns(store)
+            directory = posix.open("/" + key, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            syscalls.move_mount(mount, directory, image.path)
+            posix.close(directory)
+            posix.close(mount)
+        syscalls.unshare_mounts()
+        return "/" + key
+    finally:
+        syscalls.flock(lock, syscalls.LOCK_UN, key)
+        posix.close(lock)
+
+
+def unmount(key: str) -> None:
+    """Unmount one image. Called in the store namespace, with the image's lock held. UDIs that use it keep it alive."""
+    try:
+        syscalls.unmount("/" + key)
+    except OSError:
+        pass  # a mount that failed left only the directory
+    try:
+        posix.rmdir("/" + key)
+    except FileNotFoundError:
+        pass
+
+
+def _lock(key: str) -> int:
+    """Take the lock of an image, mark it as used now, and return its descriptor."""
+    path = f"{pins.IMAGES}/{key}"
+    while True:
+        lock = posix.open(path, posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+        syscalls.flock(lock, syscalls.LOCK_EX, key)
+        if posix.fstat(lock).st_nlink:
+            posix.utime(lock)
+            return lock
+        posix.close(lock)  # the reaper removed it while we waited
+
+
+def _mount(image: Image, owner: "Identity") -> int:
+    """Return a detached, read-only mount of the image file: EROFS from the file itself where the kernel can, else by loop."""
+    kind = image.meta.format
+    try:
+        if kind == "erofs":
+            try:
+                # Linux >= 6.12 opens the file by this name, with the fsuid of the caller: that of the store's owner.
+                with owner:
+                    return syscalls.new_mount("erofs", {"source": f"/proc/self/fd/{image.fd}", "ro": None}, ATTRIBUTES)
+            except OSError:
+                pass  # ENOTBLK before 6.12, or built without CONFIG_EROFS_FS_BACKED_BY_FILE
+        device, path = loop.attach(image.fd, image.path)
+        try:
+            return syscalls.new_mount(kind, {"source": path, "ro": None}, ATTRIBUTES)
+        finally:
+            posix.close(device)
+    except OSError as error:
+        raise BuildError(f"{image.path} can't be mounted as {kind}; is it a complete image, and does the kernel have {kind}?") from error

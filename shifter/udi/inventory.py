@@ -1,0 +1,152 @@
+"""What ``shifterctl`` and administrators see and do: list UDIs, collect, release what holds a file system.
+
+Not part of the build path.
+"""
+
+import os
+import posix
+
+from shifter import config as configuration
+from shifter import fields
+from shifter.errors import AccessError, ShifterError
+from shifter.linux import syscalls
+from shifter.udi import pins, reap, records
+
+
+class Udi:
+    """A UDI of this node, as ``ps`` shows it. *mounted*: device numbers (MAJOR:MINOR) of its mounts, None if unknown."""
+
+    def __init__(self, record: records.Record, pids: "list[int]", mounted: "set[str] | None") -> None:
+        self.record = record
+        self.pids = pids
+        self.mounted = mounted
+
+    def as_dict(self) -> "dict[str, object]":
+        """Return what is public to the UDI's own user."""
+        get = self.record.get
+        return {
+            "key": self.record.directory.rpartition("/")[2],
+            "uid": int(get("uid", "0")),
+            "image": get("image"),
+            "ref": get("ref"),
+            "volumes": self.record.all("volume"),
+            "built": int(get("built", "0")),
+            "used": int(self.record.used),
+            "pids": self.pids,
+        }
+
+
+def udis(path: "str | None" = None) -> "list[Udi]":
+    """Return all UDIs of the node, or those that have a mount of the file system of *path*. Root only.
+
+    Raises AccessError for others, OSError when *path* does not exist.
+    """
+    device = _device(path) if path else None
+    found = []
+    with _Home() as home:
+        if not pins.base_ready():
+            return []
+        by_root = processes_by_root()
+        for uid in sorted(posix.listdir(pins.UDIS)):
+            for key in sorted(posix.listdir(f"{pins.UDIS}/{uid}")):
+                directory = f"{pins.UDIS}/{uid}/{key}"
+                record = records.read(directory) if key != "lock" else None
+                if record is None:
+                    continue
+                try:
+                    pids = by_root.get(record.get("root"), [])
+                    mounted = _devices(directory, home.fd)
+                except OSError:
+                    continue  # taken down meanwhile
+                if device is None or device in mounted:
+                    found.append(Udi(record, pids, mounted))
+    return found
+
+
+def own_udis(data: bytes) -> "list[Udi]":
+    """Return the UDIs in *data*, which the door printed for its caller: key, last use and record of each."""
+    found = []
+    by_root = processes_by_root()
+    for block in data.split(b"\0end=record\0"):
+        if not block:
+            continue
+        head, _, rest = block.partition(b"\0")
+        key, used = head.decode("ascii").split(" ")
+        record = records.Record(key, fields.decode(rest + b"\0end=record\0", "record"), float(used))
+        found.append(Udi(record, by_root.get(record.get("root"), []), None))
+    return found
+
+
+def release(path: str) -> "list[str]":
+    """Unpin every UDI that holds the file system of *path*; return what was taken down and who still lives there."""
+    report = []
+    for udi in udis(path):
+        with _Home():
+            pins.remove_udi(udi.record.directory)
+        holders = f"; still used by PID {' '.join(map(str, udi.pids))}" if udi.pids else ""
+        report.append(f"UDI {udi.record.directory.rpartition('/udi/')[2]} of {udi.record.get('image')}{holders}")
+    return report
+
+
+def collect(conf: str, everything: bool = False, keep_images: bool = False) -> "list[str]":
+    """Run one pass of the reaper and return its report. With *everything* and no readable configuration: defaults."""
+    try:
+        settings = configuration.load(conf)
+    except ShifterError:
+        if not everything:
+            raise
+        settings = configuration.Config()
+    with _Home():
+        reaper = reap.Reaper(settings, everything, keep_images)
+        reaper.run()
+    return reaper.report
+
+
+def processes_by_root() -> "dict[str, list[int]]":
+    """Return the PIDs that this process may look at, by the device of their root directory (see reap.roots_in_use)."""
+    found: dict[str, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                found.setdefault(str(os.stat(f"/proc/{name}/root").st_dev), []).append(int(name))
+            except OSError:
+                continue
+    return found
+
+
+class _Home:
+    """Be in the home mount namespace for a while, and come back. Root only."""
+
+    def __enter__(self) -> "_Home":
+        if os.geteuid() != 0:
+            raise AccessError("this needs root")
+        self._back = pins.open_namespace("/proc/self/ns/mnt")
+        self._directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = pins.open_home_namespace()
+        syscalls.setns(self.fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        syscalls.setns(self._back)
+        os.fchdir(self._directory)
+        for fd in (self._back, self._directory, self.fd):
+            os.close(fd)
+
+
+def _device(path: str) -> str:
+    number = os.stat(path).st_dev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def _devices(directory: str, home: int) -> "set[str]":
+    """Return the devices that are mounted in the UDI: only its own mount table tells all of them."""
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    namespace = pins.open_namespace(f"{directory}/ns")
+    try:
+        syscalls.setns(namespace)
+        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc)) as table:
+            return {line.split(" ", 3)[2] for line in table}
+    finally:
+        syscalls.setns(home)
+        os.close(namespace)
+        os.close(proc)

@@ -1,0 +1,74 @@
+"""Records and the site file: what the builder promises a door. Written here, checked by the door (door/record.c).
+
+Part of the build path.
+"""
+
+import posix
+
+from shifter import fields
+from shifter.errors import FormatError
+from shifter.udi import pins
+
+MYPY = False
+if MYPY:
+    from shifter.config import Config
+    from shifter.images.store import Store
+    from shifter.udi.host import Watch
+
+
+def watch_field(watch: "Watch") -> "tuple[str, str]":
+    """Return the field for one watch: as whom to stat, the identity of the file (all zero: it must not exist), its path."""
+    uid, path, status = watch
+    if status is None:
+        return "watch", f"{uid}:0:0:0:0:0:{path}"
+    parts = (uid, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return "watch", ":".join(map(str, parts)) + f":{path}"
+
+
+def write_site(build: str, config: "Config", store: "Store | None") -> None:
+    """Write the site file, which lets a door resolve a tag without Python as long as the configuration stays as it is."""
+    content = [("shifter", build)]
+    content += [watch_field((0, path, status)) for path, status in config.files]
+    content += [
+        ("imagePath", config.imagePath),
+        ("storeUid", str(store.owner if store else 0)),
+        ("storeGid", str(store.group if store else 0)),
+        ("defaultImageType", config.defaultImageType),
+        ("udiIdleTime", str(config.udiIdleTime)),
+        ("end", "site"),
+    ]
+    pins.write_file(pins.SITE, fields.encode(content))
+
+
+class Record:
+    """A record as the reaper and ``shifterctl ps`` read it."""
+
+    def __init__(self, directory: str, values: "list[tuple[str, str]]", used: float) -> None:
+        self.directory = directory
+        self.values = values
+        self.used = used
+        """Seconds since the epoch of the last launch: doors touch the record."""
+
+    def get(self, key: str, default: str = "") -> str:
+        """Return the first value of *key*."""
+        return next((value for name, value in self.values if name == key), default)
+
+    def all(self, key: str) -> "list[str]":
+        """Return all values of *key*."""
+        return [value for name, value in self.values if name == key]
+
+
+def read(directory: str) -> "Record | None":
+    """Return the record of a UDI directory; None when there is none, or nothing that this build can read."""
+    try:
+        fd = posix.open(f"{directory}/record", posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = posix.fstat(fd)
+        data = posix.read(fd, fields.MAX_BYTES + 1)
+        return Record(directory, fields.decode(data, "record"), status.st_mtime)
+    except FormatError:
+        return None
+    finally:
+        posix.close(fd)

@@ -1,0 +1,119 @@
+"""One run of the builder: read the request, build, answer the door, then sweep what has expired.
+
+Answer: fields ``step=`` (what is being done), and last ``error=``, ``again=`` (the base was made: ask once more) or
+``ok=KEY``. Build path.
+"""
+
+import _signal
+import posix
+import select
+import syslog
+
+from shifter import _build, config, fields, request
+from shifter.errors import AccessError, BuildError, ShifterError, describe
+from shifter.images import store
+from shifter.linux import syscalls
+from shifter.udi import pins, records
+from shifter.udi.build import Builder
+
+START_TIMEOUT = 30
+"""Seconds until the configuration says udiBuildTimeout. After either the builder is killed by SIGALRM, whatever it hangs in."""
+
+ANSWER = 3
+
+
+def main(lock: str) -> int:
+    """Run once and return the exit status. *lock*: the descriptor of the user's lock in decimal, or ``-``."""
+    _signal.alarm(START_TIMEOUT)
+    asked: request.Request | None = None
+    try:
+        asked = request.decode(_read_request())
+        if asked.build != _build.BUILD:
+            raise BuildError("door and builder are of different installations; run: make install")
+        settings = config.load(_build.CONF)
+        _signal.alarm(settings.udiBuildTimeout)
+        _run(asked, settings, -1 if lock == "-" else int(lock))
+        return 0
+    except ShifterError as error:
+        message = error.chain()
+        _log(asked, "refused" if isinstance(error, AccessError) else "failed", message)
+    except (OSError, MemoryError) as error:
+        message = f"the UDI could not be built: {describe(error)}"
+        _log(asked, "failed", message)
+    _answer("error", message)
+    return 1
+
+
+def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
+    home = pins.open_home_namespace()
+    here = pins.open_namespace("/proc/self/ns/mnt")
+    if lock < 0:
+        _answer("step", "preparing /run/shifter")
+        syscalls.setns(home)
+        pins.prepare_base()
+        _answer("again", "")
+        return
+    if posix.fstat(home).st_ino == posix.fstat(here).st_ino and not pins.base_ready():
+        raise BuildError("/run/shifter is not the node's own any more; run: shifterctl gc --all")
+    builder = Builder(settings, asked, lambda text: _answer("step", text), _build.PREFIX)
+    try:
+        builder.resolve_image()
+    finally:
+        _refresh_site(settings, builder.store, home, here)
+    key = builder.make(home)
+    syscalls.flock(lock, syscalls.LOCK_UN, "lock")
+    _answer("ok", key)
+    _log(asked, "built", f"{key} {builder.image_name}")
+    if asked.once:
+        _wait_for_door()
+        pins.remove_udi(f"{pins.UDIS}/{asked.uid}/{key}")
+    from shifter.udi import reap  # after the answer: nobody waits for it
+
+    reap.sweep(settings, asked.uid)
+
+
+def _refresh_site(settings: config.Config, opened: "store.Store | None", home: int, here: int) -> None:
+    """Write the site file; in the home namespace, where it is. A ``local:`` image alone needs no store."""
+    if opened is None:
+        try:
+            opened = store.Store.open(settings.imagePath)
+        except ShifterError:
+            return
+    syscalls.setns(home)
+    records.write_site(_build.BUILD, settings, opened)
+    syscalls.setns(here)
+
+
+def _read_request() -> bytes:
+    data = b""
+    while len(data) <= fields.MAX_BYTES:
+        block = posix.read(0, 65536)
+        if not block:
+            break
+        data += block
+    null = posix.open("/dev/null", posix.O_RDWR)
+    posix.dup2(null, 0)
+    posix.close(null)
+    return data
+
+
+def _answer(key: str, value: str) -> None:
+    """Send one field to the door. A door that is gone does not stop the build: the next launch finds the result."""
+    try:
+        posix.write(ANSWER, fields.encode([(key, value.replace("\0", "?")[:4000])]))
+    except BrokenPipeError:
+        pass
+
+
+def _wait_for_door() -> None:
+    """Wait until the door, which holds the other end of the answer, has opened the pin (or is gone)."""
+    poll = select.poll()
+    poll.register(ANSWER, 0)
+    poll.poll()
+
+
+def _log(asked: "request.Request | None", what: str, text: str) -> None:
+    """Write one line to syslog: who, what, which image; control characters escaped."""
+    who = f"uid {asked.uid} image {asked.ref!r}" if asked else "unreadable request"
+    syslog.openlog("shifter", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_INFO, f"{what}: {who}: {text!r}"[:900])

@@ -1,0 +1,132 @@
+"""Fixtures of all tests, and the watch over what tests leave behind.
+
+As root, the pytest process moves into a mount namespace of its own with a private `/run` and a read-only `/etc`, and
+adopts orphans. So whatever a test mounts, starts or creates outside of a virtual node is seen after that test, nothing
+of it reaches the machine, and other work on the same machine does not disturb the check.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import node as nodes
+from tests.images import Tree
+from tests.node import Node
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.geteuid() == 0:
+        nodes.unshare(nodes.CLONE_NEWNS)
+        nodes.mount("", "/", flags=nodes.MS_REC | nodes.MS_PRIVATE)
+        nodes.mount("tmpfs", "/run", "tmpfs", nodes.MS_NOSUID | nodes.MS_NODEV, "mode=755")
+        nodes.bind("/etc", "/etc", readonly=True)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _children() -> dict[int, str]:
+    """Live children of this process, adopted orphans among them; dead ones that nobody waits for are waited for."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for word in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{word}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] == "Z":
+                    os.waitpid(int(word), os.WNOHANG)
+                else:
+                    found[int(word)] = Path(f"/proc/{word}/cmdline").read_text().replace("\0", " ") or stat
+    return found
+
+
+def _mounts() -> set[tuple[str, str, str, str]]:
+    return {mount.key for mount in nodes.mountinfo()}
+
+
+def _run() -> set[str]:
+    return {f"/run/{name}" for name in os.listdir("/run")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_on_the_host() -> Iterator[None]:
+    """Fail a test that leaves a mount, a process or something in /run outside of its virtual nodes."""
+    if os.geteuid() != 0:
+        yield
+        return
+    mounts, children, run = _mounts(), _children(), _run()
+    yield
+
+    def left() -> list[str]:
+        found = [f"mount {m}" for m in sorted(_mounts() ^ mounts)]
+        found += [f"process {pid}: {cmd}" for pid, cmd in _children().items() if pid not in children]
+        return found + [f"file {name}" for name in sorted(_run() - run)]
+
+    if found := nodes._until(left, 3):
+        for pid in set(_children()) - set(children):  # the next test starts clean
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        pytest.fail("left on the host:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture(params=["private", "shared"])
+def propagation(request: pytest.FixtureRequest) -> str:
+    """Mount propagation of `/`: private, or shared with other namespaces holding slave copies, as under systemd."""
+    value: str = request.param
+    return value
+
+
+@pytest.fixture
+def node(propagation: str) -> Iterator[Node]:
+    """A virtual node, once with each propagation; checked for leaks after `shifterctl gc --all` at the end."""
+    with Node(shared=propagation == "shared") as made:
+        yield made
+        made.check_leaks()
+
+
+@pytest.fixture
+def disk_node(propagation: str) -> Iterator[Node]:
+    """The same with its image store on a disk file system, where EROFS needs no loop device (Linux >= 6.12)."""
+    with Node(shared=propagation == "shared", disk=True) as made:
+        yield made
+        made.check_leaks()
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Tree]:
+    """The tiny busybox image; made once. Don't change it: `image.copy(tmp_path / "x")` gives one to change."""
+    base = Path(tempfile.mkdtemp(prefix="shifter-image-", dir=_scratch()))
+    try:
+        yield Tree.tiny(base / "tiny")
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny(image: Tree) -> Tree:
+    """Another name of `image`."""
+    return image
+
+
+@pytest.fixture
+def tiny_node(node: Node, image: Tree) -> Node:
+    """A node whose store has the tiny image as docker:tiny:1 (squashfs)."""
+    node.add_image("docker:tiny:1", image)
+    return node
+
+
+def _scratch() -> Path:
+    """Session files that are dear to make again; those of processes that were killed go when the next one starts."""
+    base = nodes.BUILD / "test-images"
+    base.mkdir(parents=True, exist_ok=True)
+    for old in base.iterdir():
+        if time.time() - old.stat().st_mtime > 86400:
+            shutil.rmtree(old, ignore_errors=True)
+    return base

@@ -1,0 +1,64 @@
+"""Assemble everything Python as it will lie below LIBEXEC: the package, its dependencies, byte code, start-up files.
+
+Byte code is never checked against its source at run time (unchecked hash): a stat less per module, and whatever the
+clock or a restored backup did to the files, what was installed together runs together.
+"""
+
+import argparse
+import compileall
+import py_compile
+import shutil
+from pathlib import Path
+
+UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
+
+# -I: nothing of the caller's environment, directory or home is on the module search path.
+LAUNCHER = """\
+#!{python} -I
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, "{libexec}")
+from shifter.cli.{name} import main
+
+sys.exit(main())
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--libexec", required=True)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+
+    out = args.out.with_name(args.out.name + ".new")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree("build/python-deps", out, ignore=shutil.ignore_patterns(".stamp", "__pycache__", "*.pyc"))
+    shutil.copytree("shifter", out / "shifter", ignore=shutil.ignore_patterns("door", "__pycache__", "*.pyc"))
+    shutil.copyfile("build/_build.py", out / "shifter" / "_build.py")
+    launchers = args.out.with_name("launchers")
+    launchers.mkdir(exist_ok=True)
+    for name in ("shifterctl", "shifterimg"):
+        (launchers / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=name))
+    # The door runs this one for --help, --version and usage errors.
+    (out / "shifter_cli.py").write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name="shifter"))
+
+    if not compileall.compile_dir(
+        out, quiet=1, force=True, invalidation_mode=UNCHECKED, stripdir=str(out), prependdir=args.libexec
+    ):
+        raise SystemExit("byte-compiling failed")
+    builder = Path("shifter/builder.py")
+    if builder.exists():
+        py_compile.compile(
+            str(builder),
+            cfile=str(out / "builder.pyc"),
+            dfile=f"{args.libexec}/shifter/builder.py",
+            doraise=True,
+            invalidation_mode=UNCHECKED,
+        )
+    shutil.rmtree(args.out, ignore_errors=True)
+    out.rename(args.out)
+
+
+main()
