@@ -169,6 +169,7 @@ uninstall: ## leaves udiRoot.conf and the images
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
 	find . -depth -mindepth 1 -type d -empty -delete; cd /; rmdir '$(D)$(PREFIX)' 2>/dev/null || true
 	@rm -f '$(D)$(SYSCONFDIR)/udiRoot.conf.example'; rmdir '$(D)$(SYSCONFDIR)' 2>/dev/null || true
+	@[[ $$(ls -A '$(D)$(LOCALSTATEDIR)/lib/shifter/images' 2>/dev/null) != .lock ]] || rm '$(D)$(LOCALSTATEDIR)/lib/shifter/images/.lock'
 	@rmdir '$(D)$(LOCALSTATEDIR)/lib/shifter/images' '$(D)$(LOCALSTATEDIR)/lib/shifter' 2>/dev/null || true
 
 # The installation that tests mount at /opt/shifter of a virtual node.

@@ -106,7 +106,7 @@ def in_lab(work: Path, stage: Path | None, body: Callable[[], Any]) -> Any:
         raise SystemExit("the benchmarks make namespaces and users: run them as root")
     sys.stdout.flush()
     sys.stderr.flush()
-    before = _loops()
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     source, sink = os.pipe()
     if _libc.unshare(CLONE_NEWPID):
         raise OSError(ctypes.get_errno(), "unshare")
@@ -122,8 +122,9 @@ def in_lab(work: Path, stage: Path | None, body: Callable[[], Any]) -> Any:
     finally:
         os.kill(init, signal.SIGKILL)
         os.waitpid(init, 0)
+        _libc.setns(own, CLONE_NEWPID)  # or no process could be started any more
         shutil.rmtree(work / "home", ignore_errors=True)
-        _check_loops(before)
+        _wait_for_loops(work)
     if not text:
         raise SystemExit(1)
     return json.loads(text)
@@ -206,18 +207,22 @@ def _add_user(name: str, uid: int) -> None:
         os.chown(path, uid, uid)
 
 
-def _loops() -> set[str]:
-    """Loop devices that have a backing file."""
-    return {path.parts[3] for path in Path("/sys/block").glob("loop*/loop/backing_file")}
-
-
-def _check_loops(before: set[str]) -> None:
+def _wait_for_loops(work: Path) -> None:
     """The kernel frees the laboratory's loop devices with its last mount, a moment after its last process."""
     deadline = time.monotonic() + 10
-    while left := _loops() - before:
+    while left := _loops(work):
         if time.monotonic() > deadline:
-            raise SystemExit(f"loop devices left over: {' '.join(sorted(left))}")
+            raise SystemExit(f"loop devices left over: {' '.join(left)}")
         time.sleep(0.05)
+
+
+def _loops(work: Path) -> list[str]:
+    """Loop devices on images of the work directory."""
+    images = {str(path.stat().st_ino) for path in (*work.glob("*.sqfs"), *work.glob("images/*"))}
+    device = work.stat().st_dev
+    place = f"{os.major(device)}:{os.minor(device)}"
+    lines = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-INO,BACK-MAJ:MIN").splitlines()
+    return [name for name, inode, where in map(str.split, lines) if inode in images and where == place]
 
 
 def environment(user: str, uid: int | str) -> dict[str, str]:

@@ -5,14 +5,13 @@ when there is no /run/shifter yet. The environment is empty; limits, signals, se
 door set. Run as a file, since ``-m`` or a zip would import five milliseconds of machinery.
 """
 
+import _ctypes  # noqa: F401
 import grp  # noqa: F401 - extension modules of some Pythons, found before the search path is cut down
 import posix
 import pwd  # noqa: F401
 import select  # noqa: F401
 import sys
 import syslog  # noqa: F401
-
-import _ctypes  # noqa: F401
 
 # From here on only what is installed beside this file can be imported.
 sys.path[:] = [__file__.rpartition("/")[0]]

@@ -62,7 +62,7 @@ def number(text: str, what: str, limit: int = 0xFFFFFFFFFFFFFFFF) -> int:
 
 
 def fnv1a64(data: bytes) -> int:
-    """Return the 64-bit FNV-1a hash of *data* (draft-eastlake-fnv). It names directories; equality is always checked on the bytes."""
+    """Return the 64-bit FNV-1a hash of *data* (draft-eastlake-fnv). It only names directories; the bytes are compared too."""
     value = 0xCBF29CE484222325
     for byte in data:
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF

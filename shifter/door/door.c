@@ -2,7 +2,8 @@
  * The door: setuid root. Finds the UDI that the caller asks for, has it built if there is none, enters it, drops every
  * privilege and runs the command.
  *
- * Everything that can run with privilege is in this file. The rules:
+ * Every privileged system call is in this file; parse.c turns bytes into structures, user.c runs when all is dropped.
+ * The rules:
  *  - The effective uid is the caller's, except between raise_privilege() and drop_temporarily().
  *  - The real uid is the caller's until the builder (a child) makes itself root, so no limit of the user is escaped.
  *  - Files that steer the door are opened by descriptor, must belong to root, and are checked before use.
@@ -23,12 +24,10 @@
 #include <linux/openat2.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/file.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
@@ -42,7 +41,6 @@
 #include <unistd.h>
 
 #include "config.h"
-#include "options.h"
 
 #define NS_GET_MNTNS_ID _IOR(0xb7, 5, uint64_t) /* linux/nsfs.h, Linux >= 6.11; 64 bits, never reused */
 #define NSFS_MAGIC 0x6e736673
@@ -53,40 +51,6 @@
 
 static uid_t caller_uid;
 static bool privileged; /* started as setuid root by an ordinary user */
-
-/* --- messages and memory ------------------------------------------------------------------------------------------ */
-
-/* Print "shifter: TEXT" in one write, control characters made harmless, and exit with 125. */
-_Noreturn void die(const char *format, ...)
-{
-    char text[2048] = "shifter: ";
-    size_t used = strlen(text);
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text + used, sizeof text - used - 1, format, arguments);
-    va_end(arguments);
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 32 || *c == 127)
-            *c = '?';
-    strcat(text, "\n");
-    if (write(2, text, strlen(text)) < 0) {
-        /* nobody to tell */
-    }
-    _exit(EXIT_SHIFTER);
-}
-
-static void *need(void *memory)
-{
-    if (!memory)
-        die("out of memory");
-    return memory;
-}
-
-void list_add(struct list *list, const char *item)
-{
-    list->items = need(realloc(list->items, (list->count + 1) * sizeof *list->items));
-    list->items[list->count++] = item;
-}
 
 /* --- privilege ---------------------------------------------------------------------------------------------------- */
 
@@ -113,54 +77,15 @@ static void drop_for_good(void)
         die("privilege was not dropped");
 }
 
-/* --- fields (shifter/fields.py) ----------------------------------------------------------------------------------- */
-
-/* Return the key of the field at *position and move on; the key ends at '='. NULL at the end. */
-const char *field_next(const struct document *document, size_t *position, const char **value)
+/* Help and usage are Python's (shifter/cli/shifter.py), after all privilege is gone. */
+_Noreturn void show_usage(const char *kind, const char *text)
 {
-    if (*position >= document->size)
-        return NULL;
-    const char *field = document->data + *position;
-    *position += strlen(field) + 1;
-    const char *equals = strchr(field, '=');
-    *value = equals ? equals + 1 : field + strlen(field);
-    return field;
-}
-
-static bool key_is(const char *field, const char *key)
-{
-    size_t length = strlen(key);
-    return strncmp(field, key, length) == 0 && field[length] == '=';
-}
-
-const char *field_first(const struct document *document, const char *key)
-{
-    const char *field, *value;
-    for (size_t position = 0; (field = field_next(document, &position, &value));)
-        if (key_is(field, key))
-            return value;
-    return NULL;
-}
-
-static void field_add(struct document *document, const char *key, const char *value)
-{
-    int room = (int)(sizeof document->data - document->size);
-    int length = snprintf(document->data + document->size, (size_t)room, "%s=%s", key, value);
-    if (length < 0 || length + 1 > room)
-        die("the request is too long: fewer volumes or groups, please");
-    document->size += (size_t)length + 1;
-}
-
-/* A document is whole if it ends with end=KIND and every field has a '='; it begins with our own build. */
-static bool document_valid(const struct document *document, const char *kind)
-{
-    if (document->size == 0 || document->data[document->size - 1] != 0)
-        return false;
-    const char *field, *value, *last = "";
-    for (size_t position = 0; (field = field_next(document, &position, &value)); last = field)
-        if (!strchr(field, '='))
-            return false;
-    return key_is(last, "end") && strcmp(last + 4, kind) == 0 && strncmp(document->data, "shifter=" SHIFTER_BUILD, sizeof "shifter=" SHIFTER_BUILD) == 0;
+    if (privileged)
+        drop_for_good();
+    char *arguments[] = {SHIFTER_PYTHON, "-I", "-B", SHIFTER_LIBEXEC "/shifter_cli.py", (char *)kind, (char *)text, NULL};
+    char *environment[] = {"LC_ALL=C.UTF-8", "PATH=/usr/bin:/bin", NULL};
+    execve(SHIFTER_PYTHON, arguments, environment);
+    die("%s: %s; run: make install", SHIFTER_PYTHON, strerror(errno));
 }
 
 /* Read a document of root's from DIRECTORY/NAME; returns its descriptor, or -1 if there is none that can be used. */
@@ -274,195 +199,7 @@ static void refuse_chroot(int own_namespace)
         die("called in a chroot: a UDI is made from the node's own file system; run shifter outside of the chroot");
 }
 
-/* --- command line and environment --------------------------------------------------------------------------------- */
-
-/* Help and usage are Python's (shifter/cli/shifter.py), after all privilege is gone. */
-_Noreturn void show_usage(const char *kind, const char *text)
-{
-    if (privileged)
-        drop_for_good();
-    char *arguments[] = {SHIFTER_PYTHON, "-I", "-B", SHIFTER_LIBEXEC "/shifter_cli.py", (char *)kind, (char *)text, NULL};
-    char *environment[] = {"LC_ALL=C.UTF-8", "PATH=/usr/bin:/bin", NULL};
-    execve(SHIFTER_PYTHON, arguments, environment);
-    die("%s: %s; run: make install", SHIFTER_PYTHON, strerror(errno));
-}
-
-static _Noreturn void usage_error(const char *format, const char *word, int length)
-{
-    char text[512];
-    snprintf(text, sizeof text, format, length, word);
-    show_usage("usage", text);
-}
-
-static void take_option(struct invocation *asked, enum shifter_option option, const char *value, bool *volumes_given)
-{
-    switch (option) {
-    case OPT_HELP: show_usage("help", NULL);
-    case OPT_VERSION: show_usage("version", NULL);
-    case OPT_VERBOSE: asked->verbose = true; break;
-    case OPT_IMAGE: asked->image = asked->request_text = value; break;
-    case OPT_VOLUME:
-        if (!*volumes_given) /* the command line replaces SHIFTER_VOLUME */
-            asked->volumes.count = 0;
-        *volumes_given = true;
-        list_add(&asked->volumes, value);
-        break;
-    case OPT_ENTRYPOINT: asked->entrypoint_given = true, asked->entrypoint = value; break;
-    case OPT_WORKDIR: asked->workdir_given = true, asked->workdir = value; break;
-    case OPT_MODULE:
-        asked->modules.count = 0;
-        list_add(&asked->modules, value);
-        break;
-    case OPT_ENV: list_add(&asked->env, value); break;
-    case OPT_ENV_FILE: asked->env_file = value; break;
-    case OPT_CLEARENV: asked->clearenv = true; break;
-    }
-}
-
-static const struct option_entry *find_option(const char *name, size_t length, char letter)
-{
-    for (size_t i = 0; i < sizeof OPTION_TABLE / sizeof *OPTION_TABLE; i++) {
-        const struct option_entry *entry = &OPTION_TABLE[i];
-        if (letter ? entry->short_name == letter : strlen(entry->name) == length && strncmp(entry->name, name, length) == 0)
-            return entry;
-    }
-    return NULL;
-}
-
-/* The rules of shifter/options.py. A parse error anywhere wins over --help before it, so options are taken in a second pass. */
-static int parse_options(struct invocation *asked, int argc, char **argv, bool take)
-{
-    bool volumes_given = false;
-    int index = 1;
-    for (; index < argc; index++) {
-        const char *word = argv[index];
-        if (word[0] != '-' || word[1] == 0)
-            break;
-        if (strcmp(word, "--") == 0) {
-            index++;
-            break;
-        }
-        if (word[1] == '-') {
-            size_t length = strcspn(word + 2, "=");
-            const char *value = word[2 + length] ? word + 3 + length : NULL;
-            const struct option_entry *entry = find_option(word + 2, length, 0);
-            if (!entry)
-                usage_error("unknown option '%.*s'", word, (int)length + 2);
-            if (entry->argument == ARG_NONE && value)
-                usage_error("option '%.*s' takes no value", word, (int)length + 2);
-            if (entry->argument == ARG_REQUIRED && !value) {
-                if (++index >= argc)
-                    usage_error("option '%.*s' needs a value", word, (int)length + 2);
-                value = argv[index];
-            }
-            if (take)
-                take_option(asked, entry->id, value, &volumes_given);
-            continue;
-        }
-        for (const char *letter = word + 1; *letter; letter++) {
-            const struct option_entry *entry = find_option(NULL, 0, *letter);
-            if (!entry)
-                usage_error("unknown option '%.*s'", word, (int)strlen(word));
-            const char *value = NULL;
-            if (entry->argument != ARG_NONE && letter[1])
-                value = letter + 1;
-            if (entry->argument == ARG_REQUIRED && !value) {
-                char name[3] = {'-', *letter, 0};
-                if (++index >= argc)
-                    usage_error("option '%.*s' needs a value", name, 2);
-                value = argv[index];
-            }
-            if (take)
-                take_option(asked, entry->id, value, &volumes_given);
-            if (value)
-                break;
-        }
-    }
-    return index;
-}
-
-/* A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. */
-static char **split_interpreter_line(int *argc, char **argv)
-{
-    const char *started = (const char *)getauxval(AT_EXECFN);
-    if (*argc < 3 || !started || strcmp(started, argv[2]) != 0 || argv[1][0] != '-')
-        return argv;
-    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
-    int count = 0;
-    words[count++] = argv[0];
-    while ((word = strsep(&rest, " \t")))
-        if (*word)
-            words[count++] = word;
-    for (int i = 2; i < *argc; i++)
-        words[count++] = argv[i];
-    *argc = count;
-    return words;
-}
-
-static const char *variable(const char *name)
-{
-    char spank[64];
-    snprintf(spank, sizeof spank, "SLURM_SPANK_%s", name);
-    const char *value = getenv(name);
-    if (!value || !*value)
-        value = getenv(spank);
-    return value && *value ? value : NULL;
-}
-
-void read_command_line(struct invocation *asked, int argc, char **argv)
-{
-    const char *type = variable("SHIFTER_IMAGETYPE"), *image = variable("SHIFTER_IMAGE"), *value;
-    asked->request_text = variable("SHIFTER_IMAGEREQUEST");
-    if (image && type) {
-        char *pair = need(malloc(strlen(type) + strlen(image) + 2));
-        sprintf(pair, "%s:%s", type, image);
-        asked->image = pair;
-    } else {
-        asked->image = image ? image : asked->request_text;
-    }
-    if ((value = variable("SHIFTER_VOLUME")))
-        list_add(&asked->volumes, value);
-    if ((value = variable("SHIFTER_MODULE")))
-        list_add(&asked->modules, value);
-    argv = split_interpreter_line(&argc, argv);
-    parse_options(asked, argc, argv, false);
-    asked->command = argv + parse_options(asked, argc, argv, true);
-    if (!asked->request_text)
-        asked->request_text = asked->image;
-}
-
-/* --- the image's identifier (shifter/images/reference.py is the specification) ------------------------------------- */
-
-static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
-
-static bool identifier_valid(const char *text)
-{
-    char allowed[sizeof LETTERS + 2];
-    snprintf(allowed, sizeof allowed, "%s.-", LETTERS);
-    return *text && *text != '.' && strlen(text) < 256 && text[strspn(text, allowed)] == 0;
-}
-
-/* Write local:PATH with empty and "." components dropped. */
-static bool resolve_local(const char *path, char *out, size_t room)
-{
-    size_t used = (size_t)snprintf(out, room, "local:");
-    if (*path != '/')
-        return false;
-    while (*path) {
-        size_t length = strcspn(path, "/");
-        if (length == 2 && strncmp(path, "..", 2) == 0)
-            return false;
-        if (length && !(length == 1 && *path == '.')) {
-            if (used + length + 2 > room)
-                return false;
-            used += (size_t)snprintf(out + used, room - used, "/%.*s", (int)length, path);
-        }
-        path += length + (path[length] == '/');
-    }
-    if (used == strlen("local:"))
-        snprintf(out + used, room - used, "/");
-    return true;
-}
+/* --- records ------------------------------------------------------------------------------------------------------ */
 
 /*
  * Resolve what the user named, without Python: OUT becomes the identifier, or local:PATH. False: the builder shall do it,
@@ -470,34 +207,19 @@ static bool resolve_local(const char *path, char *out, size_t room)
  */
 static bool resolve_image(const struct document *site, const char *text, char *out, size_t room)
 {
-    static const char *const kinds[] = {"docker", "custom", "id", "local"};
-    const char *kind = field_first(site, "defaultImageType"), *colon = strchr(text, ':'), *path = field_first(site, "imagePath");
+    const char *kind = field_first(site, "defaultImageType"), *store = field_first(site, "imagePath");
     const char *uid = field_first(site, "storeUid"), *gid = field_first(site, "storeGid");
-    if (!kind || !path || !uid || !gid)
+    if (!kind || !store || !uid || !gid)
         return false;
-    for (size_t i = 0; colon && i < 4; i++)
-        if (strlen(kinds[i]) == (size_t)(colon - text) && strncmp(kinds[i], text, strlen(kinds[i])) == 0) {
-            kind = kinds[i];
-            text = colon + 1;
-            break;
-        }
-    if (strcmp(kind, "local") == 0)
-        return resolve_local(text, out, room);
-    if (strcmp(kind, "id") == 0)
-        return identifier_valid(text) && (size_t)snprintf(out, room, "%s", text) < room;
-    char allowed[sizeof LETTERS + 8], tag[PATH_MAX];
-    snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
-    const char *slash = strrchr(text, '/');
-    if (!*text || text[strspn(text, allowed)] != 0)
+    enum reference_kind parsed = parse_reference(text, kind, out, room);
+    if (parsed != REFERENCE_TAG)
+        return parsed == REFERENCE_RESOLVED;
+    char path[PATH_MAX];
+    if ((size_t)snprintf(path, sizeof path, "%s/tags/%s", store, out) >= sizeof path)
         return false;
-    size_t used = (size_t)snprintf(tag, sizeof tag, "%s/tags/%s:", path, kind);
-    for (const char *c = text; *c && used + 12 < sizeof tag; c++)
-        used += (size_t)snprintf(tag + used, sizeof tag - used, *c == '/' ? "%%2F" : "%c", *c);
-    if (!strchr(text, '@') && !strchr(slash ? slash : text, ':'))
-        snprintf(tag + used, sizeof tag - used, ":latest");
     setfsgid((gid_t)strtoul(gid, NULL, 10));
     setfsuid((uid_t)strtoul(uid, NULL, 10));
-    ssize_t length = readlink(tag, out, room - 1);
+    ssize_t length = readlink(path, out, room - 1);
     setfsuid(0);
     setfsgid(getegid());
     if (length <= 0)
@@ -505,8 +227,6 @@ static bool resolve_image(const struct document *site, const char *text, char *o
     out[length] = 0;
     return identifier_valid(out);
 }
-
-/* --- records ------------------------------------------------------------------------------------------------------ */
 
 /* Return a descriptor of /run/shifter if its pins can be used from here, else of PID 1's, else -1. Privileged. */
 static int open_run(void)
@@ -528,19 +248,6 @@ static int open_run(void)
         close(run);
     }
     return -1;
-}
-
-static bool take_number(const char **text, uint64_t *number)
-{
-    char *end;
-    if (**text < '0' || **text > '9')
-        return false;
-    errno = 0;
-    *number = strtoull(*text, &end, 10);
-    if (errno || *end != ':')
-        return false;
-    *text = end + 1;
-    return true;
 }
 
 /* Check watch=AS:DEV:INO:SIZE:MTIME_NS:CTIME_NS:PATH. Privileged. */
@@ -591,33 +298,6 @@ static bool watches_hold(const struct document *document)
         }
     }
     return true;
-}
-
-/* The canonical request, shifter/request.py. IMAGE_KEY is "image" (resolved) or "ref" (as the user named it). */
-static void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,
-                         const char *once, const char *image_key, const char *image)
-{
-    char text[64], *groups = need(calloc((size_t)caller->group_count + 1, 12)), *end = groups;
-    request->size = 0;
-    field_add(request, "shifter", SHIFTER_BUILD);
-    snprintf(text, sizeof text, "%u", (unsigned)caller->uid);
-    field_add(request, "uid", text);
-    snprintf(text, sizeof text, "%u", (unsigned)caller->gid);
-    field_add(request, "gid", text);
-    for (int i = 0; i < caller->group_count; i++)
-        end += sprintf(end, i ? ",%u" : "%u", (unsigned)caller->groups[i]);
-    field_add(request, "groups", groups);
-    free(groups);
-    snprintf(text, sizeof text, "%llu", (unsigned long long)namespace);
-    field_add(request, "ns", text);
-    if (*once)
-        field_add(request, "once", once);
-    field_add(request, image_key, image);
-    for (size_t i = 0; i < asked->volumes.count; i++)
-        field_add(request, "volume", asked->volumes.items[i]);
-    for (size_t i = 0; i < asked->modules.count; i++)
-        if (strcasecmp(asked->modules.items[i], "none") != 0)
-            field_add(request, "module", asked->modules.items[i]);
 }
 
 /* Find a pinned UDI for the canonical request; returns the namespace, or -1. Privileged. */

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 
@@ -42,13 +43,26 @@ struct caller {
     char *cwd; /* NULL: unreachable */
 };
 
-/* door.c */
+/* parse.c */
+enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
+
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
-_Noreturn void show_usage(const char *kind, const char *text);
+void *need(void *memory);
+void list_add(struct list *list, const char *item);
 const char *field_next(const struct document *document, size_t *position, const char **value);
 const char *field_first(const struct document *document, const char *key);
-void list_add(struct list *list, const char *item);
+bool key_is(const char *field, const char *key);
+void field_add(struct document *document, const char *key, const char *value);
+bool document_valid(const struct document *document, const char *kind);
+bool take_number(const char **text, uint64_t *number);
+bool identifier_valid(const char *text);
+enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room);
 void read_command_line(struct invocation *asked, int argc, char **argv);
+void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,
+                  const char *once, const char *image_key, const char *image);
+
+/* door.c */
+_Noreturn void show_usage(const char *kind, const char *text);
 
 /* user.c: everything below runs as the user, for good. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);

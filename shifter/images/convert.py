@@ -60,7 +60,7 @@ def make(fmt: str, content: Content, output: str, account: Identity, work: str, 
 
 def _squashfs(content: Content, output: str, account: Identity, advance: Advance) -> None:
     root = content.tree.root
-    argv = ["sqfstar", "-comp", "zstd", "-all-root", "-no-xattrs", "-quiet", "-no-progress", "-mkfs-time", "0"]
+    argv = ["sqfstar", "-comp", "zstd", "-all-root", "-no-xattrs", "-quiet", "-no-progress"]
     argv += ["-root-mode", f"{root.mode:o}", "-root-time", str(root.mtime), output]
     with Helper(argv, account, stdin=subprocess.PIPE) as tool:
         try:
@@ -114,8 +114,7 @@ def _copy(node: Node, data: IO[bytes], out: IO[bytes], advance: Advance) -> None
 def _erofs(content: Content, output: str, account: Identity, work: str, advance: Advance) -> None:
     top = os.path.join(work, "root")
     _unpack(content, top, account, advance)
-    # Unlike squashfs, the same content gives another image every time: to fix the time of making it, this version of
-    # mkfs.erofs would give all files that time too, and Python for one compares byte code with the time of its source.
+    # The files keep their times: Python, for one, compares byte code with the time of its source.
     argv = ["mkfs.erofs", "--quiet", "-zlz4hc", "--all-root", "-x-1", "--preserve-mtime"]
     run([*argv, output, top], _WHAT, account)
 

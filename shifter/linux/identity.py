@@ -34,7 +34,9 @@ class Identity:
             posix._exit(70)  # the kernel refused a drop of privileges: nothing may go on from here
         return self
 
-    def __exit__(self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None") -> None:
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
         if self.uid == 0:
             return
         syscalls.setfsuid(posix.geteuid())

@@ -38,7 +38,9 @@ def attach(fd: int, name: str) -> "tuple[int, str]":
                 device = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
                 config = bytearray(_CONFIG_BYTES)
                 config[0:4] = fd.to_bytes(4, "little")
-                config[_FLAGS_OFFSET : _FLAGS_OFFSET + 4] = (LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR).to_bytes(4, "little")
+                config[_FLAGS_OFFSET : _FLAGS_OFFSET + 4] = (LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR).to_bytes(
+                    4, "little"
+                )
                 label = name.encode("utf-8", "surrogateescape")[-63:]
                 config[_NAME_OFFSET : _NAME_OFFSET + len(label)] = label
                 syscalls.ioctl(device, LOOP_CONFIGURE, config, path)

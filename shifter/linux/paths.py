@@ -75,7 +75,9 @@ def _check(status: "posix.stat_result", here: str, owners: "tuple[int, ...]") ->
     kind = status.st_mode & S_IFMT
     sticky_directory = kind == S_IFDIR and status.st_mode & 0o1000
     if kind != S_IFLNK and status.st_mode & 0o022 and not sticky_directory:
-        raise ConfigError(f"{here} is writable by group or others (mode {status.st_mode & 0o7777:04o}); run: chmod go-w {here}")
+        raise ConfigError(
+            f"{here} is writable by group or others (mode {status.st_mode & 0o7777:04o}); run: chmod go-w {here}"
+        )
 
 
 def _names(owners: "tuple[int, ...]") -> str:

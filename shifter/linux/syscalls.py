@@ -74,25 +74,27 @@ _SYS_openat2 = 437
 _SYS_mount_setattr = 442
 
 
-class _Long(_ctypes._SimpleCData):  # type: ignore[misc]
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Function(_ctypes.CFuncPtr):  # type: ignore[misc,name-defined]
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
 
 
-_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[attr-defined]
+_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
 
 
 def _libc(name: str) -> "Any":
-    return _Function(_ctypes.dlsym(_LIBC, name))  # type: ignore[attr-defined]
+    return _Function(_ctypes.dlsym(_LIBC, name))
 
 
 _syscall = _libc("syscall")
 _setns, _unshare, _pivot_root, _umount2, _mount = map(_libc, ("setns", "unshare", "pivot_root", "umount2", "mount"))
-_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl = map(_libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl"))
+_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl = map(
+    _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl")
+)
 
 
 def _call(function: "Any", what: "str | None", *args: "int | bytes | bytearray | None") -> int:
@@ -102,7 +104,7 @@ def _call(function: "Any", what: "str | None", *args: "int | bytes | bytearray |
         result = function(*converted)
         if result != -1:
             return int(result)
-        code = _ctypes.get_errno()  # type: ignore[attr-defined]
+        code = _ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, posix.strerror(code), what)
 
@@ -132,7 +134,9 @@ def open_tree(dirfd: int, path: str, flags: int) -> int:
 
 def move_mount(mountfd: int, targetfd: int, what: str) -> None:
     """move_mount(2), descriptor to descriptor: attach the mount *mountfd* on the file or directory *targetfd*."""
-    _call(_syscall, what, _SYS_move_mount, mountfd, b"", targetfd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    _call(
+        _syscall, what, _SYS_move_mount, mountfd, b"", targetfd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    )
 
 
 def mount_setattr(
@@ -202,7 +206,7 @@ def setfsgid(gid: int) -> int:
 def ioctl(fd: int, request: int, argument: "int | bytearray | bytes", what: str) -> int:
     """ioctl(2); a bytearray argument is read and written by the kernel in place."""
     if isinstance(argument, bytearray):
-        buffer = (_Char * len(argument)).from_buffer(argument)  # type: ignore[operator]
+        buffer = (_Char * len(argument)).from_buffer(argument)
         return _call(_ioctl, what, fd, request, _ctypes.addressof(buffer))
     return _call(_ioctl, what, fd, request, argument)
 
@@ -215,7 +219,7 @@ def flock(fd: int, operation: int, what: str) -> None:
 def filesystem_magic(fd: int) -> int:
     """fstatfs(2): the f_type of the file system that *fd* is on."""
     buffer = bytearray(256)
-    array = (_Char * len(buffer)).from_buffer(buffer)  # type: ignore[operator]
+    array = (_Char * len(buffer)).from_buffer(buffer)
     _call(_fstatfs, "fstatfs", fd, _ctypes.addressof(array))
     return int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF
 
@@ -237,5 +241,5 @@ def prctl(option: int, value: int) -> int:
     return _call(_prctl, "prctl", option, value, 0, 0, 0)
 
 
-class _Char(_ctypes._SimpleCData):  # type: ignore[misc]
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"

@@ -82,7 +82,9 @@ class Assembly:
         directory, _, name = path.rpartition("/")
         parent = self.open(directory or "/", posix.O_RDONLY | posix.O_DIRECTORY)
         try:
-            posix.close(posix.open(name, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW, 0o644, dir_fd=parent))
+            posix.close(
+                posix.open(name, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW, 0o644, dir_fd=parent)
+            )
         finally:
             posix.close(parent)
 
@@ -145,7 +147,9 @@ class Assembly:
                         continue  # a device, FIFO or socket of an image means nothing on this node
                     found.append((entry.name, kind))
                     if len(found) > MAX_ENTRIES:
-                        raise BuildError(f"the image has more than {MAX_ENTRIES} entries in {path}; it can't be a root file system")
+                        raise BuildError(
+                            f"the image has more than {MAX_ENTRIES} entries in {path}; it can't be a root file system"
+                        )
         finally:
             posix.close(fd)
         return sorted(found)

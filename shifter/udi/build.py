@@ -55,7 +55,9 @@ class Builder:
         ref = reference.parse(self.request.ref, self.config.defaultImageType)
         if ref.kind == "local":
             if not self.config.allowLocalChroot:
-                raise AccessError(f"{ref}: this site does not allow directories as images (allowLocalChroot in udiRoot.conf is 0)")
+                raise AccessError(
+                    f"{ref}: this site does not allow directories as images (allowLocalChroot in udiRoot.conf is 0)"
+                )
             self.local = self._open_as_user(ref.name, "image")
             self.image_name = str(ref)
             return
@@ -160,7 +162,7 @@ class Builder:
         wanted = [("/dev", True, syscalls.MOUNT_ATTR_NOSUID), ("/sys", False, locked)]
         if self.host.is_mounted("/sys/fs/cgroup"):
             wanted.append(("/sys/fs/cgroup", True, locked))
-        wanted += [("/tmp", True, ROOT_ATTRIBUTES), ("/var/tmp", True, ROOT_ATTRIBUTES)]  # noqa: S108 - the node's own directories
+        wanted += [("/tmp", True, ROOT_ATTRIBUTES), ("/var/tmp", True, ROOT_ATTRIBUTES)]
         binds: list[plan.Operation] = []
         for path, recursive, attributes in wanted:
             source = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -221,7 +223,7 @@ class Builder:
         image, ours = f"image {self.image_name}", "every UDI has it"
         own = [plan.Directory("/" + name, ours) for name in ("dev", "proc", "run", "sys")]
         own += [plan.Directory("/var/spool", ours), plan.Directory("/var/empty", ours, 0o700)]
-        own += [plan.Directory("/tmp", ours), plan.Directory("/var/tmp", ours)]  # noqa: S108 - mount points inside the UDI
+        own += [plan.Directory("/tmp", ours), plan.Directory("/var/tmp", ours)]
         door = f"{self.prefix}/bin"
         operations: list[plan.Operation] = [
             *own,
@@ -230,7 +232,9 @@ class Builder:
             plan.ImageDirectory("/", _OWN_TOP, image),
             plan.ImageDirectory("/var", _OWN_VAR, image),
             plan.Directory("/opt", ours),
-            plan.ImageDirectory("/opt", ("udiImage",) + ((self.prefix.split("/")[2],) if door.startswith("/opt/") else ()), image),
+            plan.ImageDirectory(
+                "/opt", ("udiImage",) + ((self.prefix.split("/")[2],) if door.startswith("/opt/") else ()), image
+            ),
             plan.EtcOverlay(files, [("mtab", "/proc/mounts")], ours),
             *system,
             plan.NewMount("/proc", "proc", self._proc_options(), ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_NOEXEC, ours),
@@ -238,7 +242,11 @@ class Builder:
         if devpts == "private":
             reason = f"devpts={self.config.devpts} ({self.config.where('devpts')})"
             options: dict[str, str | None] = {"gid": str(TTY_GID), "mode": "620", "ptmxmode": "666"}
-            operations.append(plan.NewMount("/dev/pts", "devpts", options, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC, reason))
+            operations.append(
+                plan.NewMount(
+                    "/dev/pts", "devpts", options, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC, reason
+                )
+            )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if site:
             operations.append(plan.MountPoints([bind.path for bind in site], self.config.where("siteFs")))
@@ -251,7 +259,12 @@ class Builder:
 
     def _marker(self) -> bytes:
         """Return /var/shifterConfig.json: how programs of C Shifter's time, and the door, see that they are inside."""
-        values = (("identifier", self.image_name), ("user", self.account.name), ("volMap", ";".join(self.request.volumes)), ("modules", ""))
+        values = (
+            ("identifier", self.image_name),
+            ("user", self.account.name),
+            ("volMap", ";".join(self.request.volumes)),
+            ("modules", ""),
+        )
         text = ",".join(f'"{key}":{json_string(value)}' for key, value in values)
         return ("{" + text + "}\n").encode("utf-8", "surrogateescape")
 

@@ -13,7 +13,10 @@ if MYPY:
 
 NSSWITCH = "\n".join(
     [
-        *(f"{name}: files" for name in ("passwd", "group", "shadow", "gshadow", "services", "protocols", "rpc", "ethers", "networks")),
+        *(
+            f"{name}: files"
+            for name in ("passwd", "group", "shadow", "gshadow", "services", "protocols", "rpc", "ethers", "networks")
+        ),
         *(f"{name}: files" for name in ("netmasks", "netgroup", "publickey", "bootparams", "automount", "aliases")),
         "hosts: files dns",
         "",
@@ -32,9 +35,22 @@ class EtcFiles:
         self._passwd = ["root:x:0:0:root:/root:/sbin/nologin"]
         for entry in imported_accounts(config.usersToImport):
             if entry.pw_uid not in (0, account.uid):
-                fields = (entry.pw_name, "x", str(entry.pw_uid), str(entry.pw_gid), entry.pw_gecos, entry.pw_dir, entry.pw_shell)
+                fields = (
+                    entry.pw_name,
+                    "x",
+                    str(entry.pw_uid),
+                    str(entry.pw_gid),
+                    entry.pw_gecos,
+                    entry.pw_dir,
+                    entry.pw_shell,
+                )
                 self._passwd.append(":".join(fields))
-        groups = ["root:x:0:", f"tty:x:{TTY_GID}:", *group_lines(account, request.groups, config.maxGroupCount), "nogroup:x:65534:"]
+        groups = [
+            "root:x:0:",
+            f"tty:x:{TTY_GID}:",
+            *group_lines(account, request.groups, config.maxGroupCount),
+            "nogroup:x:65534:",
+        ]
         self._files = [
             ("group", _text(groups), 0o644),
             ("shadow", b"", 0o644),

@@ -101,4 +101,6 @@ def _mount(image: Image, owner: "Identity") -> int:
         finally:
             posix.close(device)
     except OSError as error:
-        raise BuildError(f"{image.path} can't be mounted as {kind}; is it a complete image, and does the kernel have {kind}?") from error
+        raise BuildError(
+            f"{image.path} can't be mounted as {kind}; is it a complete image, and does the kernel have {kind}?"
+        ) from error

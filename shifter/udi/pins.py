@@ -98,7 +98,9 @@ def _make_store_namespace(run: int) -> None:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
             syscalls.unshare_mounts()
             syscalls.mount_setattr(syscalls.AT_FDCWD, "/", propagation=syscalls.MS_PRIVATE, recursive=True)
-            root = syscalls.new_mount("tmpfs", {"source": "shifter-store", "mode": "700", "size": "1m"}, syscalls.MOUNT_ATTR_NOSUID)
+            root = syscalls.new_mount(
+                "tmpfs", {"source": "shifter-store", "mode": "700", "size": "1m"}, syscalls.MOUNT_ATTR_NOSUID
+            )
             for name in STORE_DIRECTORIES:
                 posix.mkdir(name, 0o700, dir_fd=root)
             target = posix.open("/run/shifter", syscalls.O_PATH | posix.O_DIRECTORY)
@@ -151,7 +153,9 @@ def remove_udi(directory: str) -> None:
 def write_file(path: str, data: bytes) -> None:
     """Write a root-only file so that it is either the old one or the whole new one (rename)."""
     temporary = f"{path}.{posix.getpid()}"
-    fd = posix.open(temporary, posix.O_CREAT | posix.O_TRUNC | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    fd = posix.open(
+        temporary, posix.O_CREAT | posix.O_TRUNC | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+    )
     try:
         view = memoryview(data)
         while view:

@@ -149,7 +149,9 @@ class EtcOverlay(Operation):
 class Bind(Operation):
     """A directory or file of the node, cloned beforehand in the caller's namespace (*mount*, a detached mount)."""
 
-    def __init__(self, path: str, source: str, mount: int, flags: str, reason: str, identity: "Identity | None" = None) -> None:
+    def __init__(
+        self, path: str, source: str, mount: int, flags: str, reason: str, identity: "Identity | None" = None
+    ) -> None:
         super().__init__(path, reason)
         self.source = source
         self.mount = mount
@@ -259,7 +261,9 @@ class MountPoints(Operation):
             except OSError:
                 return fd, "/".join(rest)
             posix.close(fd)
-            raise BuildError(f"{target}: /{'/'.join(parts[: count + 1])} is a symbolic link of the image to {link!r}, which does not exist")
+            raise BuildError(
+                f"{target}: /{'/'.join(parts[: count + 1])} is a symbolic link of the image to {link!r}, which does not exist"
+            )
         raise BuildError(f"{target} has no parent")
 
 

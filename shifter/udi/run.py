@@ -4,7 +4,7 @@ Answer: fields ``step=`` (what is being done), and last ``error=``, ``again=`` (
 ``ok=KEY``. Build path.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import posix
 import select
 import syslog
@@ -17,7 +17,7 @@ from shifter.udi import pins, records
 from shifter.udi.build import Builder
 
 START_TIMEOUT = 30
-"""Seconds until the configuration says udiBuildTimeout. After either the builder is killed by SIGALRM, whatever it hangs in."""
+"""Seconds until the configuration says udiBuildTimeout. After either, SIGALRM ends the builder, whatever it hangs in."""
 
 ANSWER = 3
 

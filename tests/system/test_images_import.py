@@ -210,11 +210,17 @@ def test_oci(node: Node, tmp_path: Path, layout: Path, kind: str) -> None:
     assert not left(node)
 
 
+def blob(layout: Path, descriptor: dict[str, str]) -> Path:
+    return layout / "blobs" / descriptor["digest"].replace(":", "/")
+
+
 def test_oci_layer_that_is_not_what_its_digest_says(node: Node, layout: Path) -> None:
-    blobs = sorted((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
-    data = bytearray(blobs[0].read_bytes())
+    index = json.loads((layout / "index.json").read_text())
+    manifest = json.loads(blob(layout, index["manifests"][0]).read_text())
+    layer = blob(layout, manifest["layers"][1])
+    data = bytearray(layer.read_bytes())
     data[-1] ^= 1
-    blobs[0].write_bytes(data)
+    layer.write_bytes(data)
     node.run(["mkdir", "-p", "/root/image"], check=True)
     subprocess.run(["cp", "-a", f"{layout}/.", str(node.path("/root/image"))], check=True)
     done = node.shifterimg("import", "/root/image", "o:1")
@@ -266,7 +272,7 @@ def test_killed(node: Node, fmt: str) -> None:
     assert not [p for p in node.processes() if "sqfstar" in p.cmdline or "mkfs" in p.cmdline]
     assert left(node)
     assert node.shifterimg("lookup", "big:1", check=True).stdout.strip() == old.stem
-    assert imported(node, "/root/small.tar", "small:1") == old
+    assert imported(node, "/root/small.tar", "small:1").exists()
     assert not left(node)
 
 
@@ -307,13 +313,14 @@ def test_full_disk(node: Node, fmt: str) -> None:
         assert not left(node)
 
 
-def test_the_same_again_is_the_same_image(node: Node) -> None:
+def test_another_acl_is_another_image(node: Node) -> None:
+    """So to import the same files for everybody can't open an image that was imported for some."""
     node.write("/root/small.tar", archive())
-    first = imported(node, "/root/small.tar", "a:1")
-    inode = first.stat().st_ino
-    assert imported(node, "/root/small.tar", "b:1") == first
-    assert first.stat().st_ino == inode
-    assert imported(node, "/root/small.tar", "c:1", "--user", "alice") != first
+    private = imported(node, "/root/small.tar", "private:1", "--user", "alice")
+    public = imported(node, "/root/small.tar", "public:1")
+    assert private != public
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (private, private.with_suffix(".meta"))] == [0o600, 0o600]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (public, public.with_suffix(".meta"))] == [0o644, 0o644]
 
 
 def test_tools_get_no_privilege(node: Node) -> None:

@@ -1,0 +1,355 @@
+/*
+ * Parsing for the door: fields, command line, environment, image names. Nothing here makes a system call with privilege or
+ * opens a file; every function works on bytes that it is given, and is what the fuzzer and the comparing tests call.
+ */
+#define _GNU_SOURCE
+#include "door.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <unistd.h>
+
+#include "config.h"
+#include "options.h"
+
+/* --- messages and memory ------------------------------------------------------------------------------------------ */
+
+/* Print "shifter: TEXT" in one write, control characters made harmless, and exit with 125. */
+_Noreturn void die(const char *format, ...)
+{
+    char text[2048] = "shifter: ";
+    size_t used = strlen(text);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, sizeof text - used - 1, format, arguments);
+    va_end(arguments);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127)
+            *c = '?';
+    strcat(text, "\n");
+    if (write(2, text, strlen(text)) < 0) {
+        /* nobody to tell */
+    }
+    _exit(EXIT_SHIFTER);
+}
+
+void *need(void *memory)
+{
+    if (!memory)
+        die("out of memory");
+    return memory;
+}
+
+void list_add(struct list *list, const char *item)
+{
+    list->items = need(realloc(list->items, (list->count + 1) * sizeof *list->items));
+    list->items[list->count++] = item;
+}
+
+/* --- fields (shifter/fields.py) ----------------------------------------------------------------------------------- */
+
+/* Return the key of the field at *position and move on; the key ends at '='. NULL at the end. */
+const char *field_next(const struct document *document, size_t *position, const char **value)
+{
+    if (*position >= document->size)
+        return NULL;
+    const char *field = document->data + *position;
+    *position += strlen(field) + 1;
+    const char *equals = strchr(field, '=');
+    *value = equals ? equals + 1 : field + strlen(field);
+    return field;
+}
+
+bool key_is(const char *field, const char *key)
+{
+    size_t length = strlen(key);
+    return strncmp(field, key, length) == 0 && field[length] == '=';
+}
+
+const char *field_first(const struct document *document, const char *key)
+{
+    const char *field, *value;
+    for (size_t position = 0; (field = field_next(document, &position, &value));)
+        if (key_is(field, key))
+            return value;
+    return NULL;
+}
+
+void field_add(struct document *document, const char *key, const char *value)
+{
+    int room = (int)(sizeof document->data - document->size);
+    int length = snprintf(document->data + document->size, (size_t)room, "%s=%s", key, value);
+    if (length < 0 || length + 1 > room)
+        die("the request is too long: fewer volumes or groups, please");
+    document->size += (size_t)length + 1;
+}
+
+/* A document is whole if it ends with end=KIND and every field has a '='; it begins with our own build. */
+bool document_valid(const struct document *document, const char *kind)
+{
+    if (document->size == 0 || document->data[document->size - 1] != 0)
+        return false;
+    const char *field, *value, *last = "";
+    for (size_t position = 0; (field = field_next(document, &position, &value)); last = field)
+        if (!strchr(field, '='))
+            return false;
+    return key_is(last, "end") && strcmp(last + 4, kind) == 0 && strncmp(document->data, "shifter=" SHIFTER_BUILD, sizeof "shifter=" SHIFTER_BUILD) == 0;
+}
+
+/* Take a decimal number and the colon behind it from *text. */
+bool take_number(const char **text, uint64_t *number)
+{
+    char *end;
+    if (**text < '0' || **text > '9')
+        return false;
+    errno = 0;
+    *number = strtoull(*text, &end, 10);
+    if (errno || *end != ':')
+        return false;
+    *text = end + 1;
+    return true;
+}
+
+/* --- command line and environment --------------------------------------------------------------------------------- */
+
+static _Noreturn void usage_error(const char *format, const char *word, int length)
+{
+    char text[512];
+    snprintf(text, sizeof text, format, length, word);
+    show_usage("usage", text);
+}
+
+static void take_option(struct invocation *asked, enum shifter_option option, const char *value, bool *volumes_given)
+{
+    switch (option) {
+    case OPT_HELP: show_usage("help", NULL);
+    case OPT_VERSION: show_usage("version", NULL);
+    case OPT_VERBOSE: asked->verbose = true; break;
+    case OPT_IMAGE: asked->image = asked->request_text = value; break;
+    case OPT_VOLUME:
+        if (!*volumes_given) /* the command line replaces SHIFTER_VOLUME */
+            asked->volumes.count = 0;
+        *volumes_given = true;
+        list_add(&asked->volumes, value);
+        break;
+    case OPT_ENTRYPOINT: asked->entrypoint_given = true, asked->entrypoint = value; break;
+    case OPT_WORKDIR: asked->workdir_given = true, asked->workdir = value; break;
+    case OPT_MODULE:
+        asked->modules.count = 0;
+        list_add(&asked->modules, value);
+        break;
+    case OPT_ENV: list_add(&asked->env, value); break;
+    case OPT_ENV_FILE: asked->env_file = value; break;
+    case OPT_CLEARENV: asked->clearenv = true; break;
+    }
+}
+
+static const struct option_entry *find_option(const char *name, size_t length, char letter)
+{
+    for (size_t i = 0; i < sizeof OPTION_TABLE / sizeof *OPTION_TABLE; i++) {
+        const struct option_entry *entry = &OPTION_TABLE[i];
+        if (letter ? entry->short_name == letter : strlen(entry->name) == length && strncmp(entry->name, name, length) == 0)
+            return entry;
+    }
+    return NULL;
+}
+
+/* The rules of shifter/options.py. A parse error anywhere wins over --help before it, so options are taken in a second pass. */
+static int parse_options(struct invocation *asked, int argc, char **argv, bool take)
+{
+    bool volumes_given = false;
+    int index = 1;
+    for (; index < argc; index++) {
+        const char *word = argv[index];
+        if (word[0] != '-' || word[1] == 0)
+            break;
+        if (strcmp(word, "--") == 0) {
+            index++;
+            break;
+        }
+        if (word[1] == '-') {
+            size_t length = strcspn(word + 2, "=");
+            const char *value = word[2 + length] ? word + 3 + length : NULL;
+            const struct option_entry *entry = find_option(word + 2, length, 0);
+            if (!entry)
+                usage_error("unknown option '%.*s'", word, (int)length + 2);
+            if (entry->argument == ARG_NONE && value)
+                usage_error("option '%.*s' takes no value", word, (int)length + 2);
+            if (entry->argument == ARG_REQUIRED && !value) {
+                if (++index >= argc)
+                    usage_error("option '%.*s' needs a value", word, (int)length + 2);
+                value = argv[index];
+            }
+            if (take)
+                take_option(asked, entry->id, value, &volumes_given);
+            continue;
+        }
+        for (const char *letter = word + 1; *letter; letter++) {
+            const struct option_entry *entry = find_option(NULL, 0, *letter);
+            if (!entry)
+                usage_error("unknown option '%.*s'", word, (int)strlen(word));
+            const char *value = NULL;
+            if (entry->argument != ARG_NONE && letter[1])
+                value = letter + 1;
+            if (entry->argument == ARG_REQUIRED && !value) {
+                char name[3] = {'-', *letter, 0};
+                if (++index >= argc)
+                    usage_error("option '%.*s' needs a value", name, 2);
+                value = argv[index];
+            }
+            if (take)
+                take_option(asked, entry->id, value, &volumes_given);
+            if (value)
+                break;
+        }
+    }
+    return index;
+}
+
+/* A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. */
+static char **split_interpreter_line(int *argc, char **argv)
+{
+    const char *started = (const char *)getauxval(AT_EXECFN);
+    if (*argc < 3 || !started || strcmp(started, argv[2]) != 0 || argv[1][0] != '-')
+        return argv;
+    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
+    int count = 0;
+    words[count++] = argv[0];
+    while ((word = strsep(&rest, " \t")))
+        if (*word)
+            words[count++] = word;
+    for (int i = 2; i < *argc; i++)
+        words[count++] = argv[i];
+    *argc = count;
+    return words;
+}
+
+static const char *variable(const char *name)
+{
+    char spank[64];
+    snprintf(spank, sizeof spank, "SLURM_SPANK_%s", name);
+    const char *value = getenv(name);
+    if (!value || !*value)
+        value = getenv(spank);
+    return value && *value ? value : NULL;
+}
+
+void read_command_line(struct invocation *asked, int argc, char **argv)
+{
+    const char *type = variable("SHIFTER_IMAGETYPE"), *image = variable("SHIFTER_IMAGE"), *value;
+    asked->request_text = variable("SHIFTER_IMAGEREQUEST");
+    if (image && type) {
+        char *pair = need(malloc(strlen(type) + strlen(image) + 2));
+        sprintf(pair, "%s:%s", type, image);
+        asked->image = pair;
+    } else {
+        asked->image = image ? image : asked->request_text;
+    }
+    if ((value = variable("SHIFTER_VOLUME")))
+        list_add(&asked->volumes, value);
+    if ((value = variable("SHIFTER_MODULE")))
+        list_add(&asked->modules, value);
+    argv = split_interpreter_line(&argc, argv);
+    parse_options(asked, argc, argv, false);
+    asked->command = argv + parse_options(asked, argc, argv, true);
+    if (!asked->request_text)
+        asked->request_text = asked->image;
+}
+
+/* --- the request -------------------------------------------------------------------------------------------------- */
+
+/* The canonical request, shifter/request.py. IMAGE_KEY is "image" (resolved) or "ref" (as the user named it). */
+void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,
+                         const char *once, const char *image_key, const char *image)
+{
+    char text[64], *groups = need(calloc((size_t)caller->group_count + 1, 12)), *end = groups;
+    request->size = 0;
+    field_add(request, "shifter", SHIFTER_BUILD);
+    snprintf(text, sizeof text, "%u", (unsigned)caller->uid);
+    field_add(request, "uid", text);
+    snprintf(text, sizeof text, "%u", (unsigned)caller->gid);
+    field_add(request, "gid", text);
+    for (int i = 0; i < caller->group_count; i++)
+        end += sprintf(end, i ? ",%u" : "%u", (unsigned)caller->groups[i]);
+    field_add(request, "groups", groups);
+    free(groups);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)namespace);
+    field_add(request, "ns", text);
+    if (*once)
+        field_add(request, "once", once);
+    field_add(request, image_key, image);
+    for (size_t i = 0; i < asked->volumes.count; i++)
+        field_add(request, "volume", asked->volumes.items[i]);
+    for (size_t i = 0; i < asked->modules.count; i++)
+        if (strcasecmp(asked->modules.items[i], "none") != 0)
+            field_add(request, "module", asked->modules.items[i]);
+}
+
+/* --- the image's identifier (shifter/images/reference.py is the specification) ------------------------------------- */
+
+static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
+
+bool identifier_valid(const char *text)
+{
+    char allowed[sizeof LETTERS + 2];
+    snprintf(allowed, sizeof allowed, "%s.-", LETTERS);
+    return *text && *text != '.' && strlen(text) < 256 && text[strspn(text, allowed)] == 0;
+}
+
+/* Write local:PATH with empty and "." components dropped. */
+static bool resolve_local(const char *path, char *out, size_t room)
+{
+    size_t used = (size_t)snprintf(out, room, "local:");
+    if (*path != '/')
+        return false;
+    while (*path) {
+        size_t length = strcspn(path, "/");
+        if (length == 2 && strncmp(path, "..", 2) == 0)
+            return false;
+        if (length && !(length == 1 && *path == '.')) {
+            if (used + length + 2 > room)
+                return false;
+            used += (size_t)snprintf(out + used, room - used, "/%.*s", (int)length, path);
+        }
+        path += length + (path[length] == '/');
+    }
+    if (used == strlen("local:"))
+        snprintf(out + used, room - used, "/");
+    return true;
+}
+
+/*
+ * Resolve what the user named as far as that needs no file: an identifier or local:PATH goes to OUT; for a tag, its file
+ * name goes there, to be read in the tag store. REFERENCE_OTHER: the builder shall say what is wrong with it.
+ */
+enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room)
+{
+    static const char *const kinds[] = {"docker", "custom", "id", "local"};
+    const char *kind = default_kind, *colon = strchr(text, ':');
+    for (size_t i = 0; colon && i < 4; i++)
+        if (strlen(kinds[i]) == (size_t)(colon - text) && strncmp(kinds[i], text, strlen(kinds[i])) == 0) {
+            kind = kinds[i];
+            text = colon + 1;
+            break;
+        }
+    if (strcmp(kind, "local") == 0)
+        return resolve_local(text, out, room) ? REFERENCE_RESOLVED : REFERENCE_OTHER;
+    if (strcmp(kind, "id") == 0)
+        return identifier_valid(text) && (size_t)snprintf(out, room, "%s", text) < room ? REFERENCE_RESOLVED : REFERENCE_OTHER;
+    char allowed[sizeof LETTERS + 8];
+    snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
+    size_t length = strlen(text), used = (size_t)snprintf(out, room, "%s:", kind);
+    if (!length || text[strspn(text, allowed)] || !strchr(LETTERS, text[0]) || strchr(":@/", text[length - 1]))
+        return REFERENCE_OTHER;
+    for (const char *c = text; *c && used < room; c++)
+        used += (size_t)snprintf(out + used, room - used, *c == '/' ? "%%2F" : "%c", *c);
+    const char *slash = strrchr(text, '/');
+    if (used < room && !strchr(text, '@') && !strchr(slash ? slash : text, ':'))
+        used += (size_t)snprintf(out + used, room - used, ":latest");
+    return used < room && used <= NAME_MAX ? REFERENCE_TAG : REFERENCE_OTHER;
+}
