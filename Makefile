@@ -114,8 +114,8 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
 
 # Everything Python, as it will lie below LIBEXEC: root's, byte-compiled, checked against nothing at run time.
-build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py Makefile
-	@umask 022; $(PYREAL) -I -B tools/tree.py --libexec $(LIBEXEC) --python $(PYREAL) build/python; touch $@
+build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
+	@umask 022; PYTHONNODEBUGRANGES=1 $(PYREAL) -B tools/tree.py --libexec $(LIBEXEC) --python $(PYREAL) build/python; touch $@
 
 # --- install ---------------------------------------------------------------------------------------------------------
 D = $(DESTDIR)

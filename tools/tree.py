@@ -10,6 +10,8 @@ import py_compile
 import shutil
 from pathlib import Path
 
+from bundle import bundle
+
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 # -I: nothing of the caller's environment, directory or home is on the module search path.
@@ -48,15 +50,7 @@ def main() -> None:
         out, quiet=1, force=True, invalidation_mode=UNCHECKED, stripdir=str(out), prependdir=args.libexec
     ):
         raise SystemExit("byte-compiling failed")
-    builder = Path("shifter/builder.py")
-    if builder.exists():
-        py_compile.compile(
-            str(builder),
-            cfile=str(out / "builder.pyc"),
-            dfile=f"{args.libexec}/shifter/builder.py",
-            doraise=True,
-            invalidation_mode=UNCHECKED,
-        )
+    bundle(out, args.libexec)
     shutil.rmtree(args.out, ignore_errors=True)
     out.rename(args.out)
 
