@@ -6,7 +6,9 @@ loop device, when its first process ends, however that happens.
 """
 
 import argparse
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import platform
@@ -42,6 +44,7 @@ VARIABLES = 40
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
+NS_GET_MNTNS_ID = 0x8008B705
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -133,8 +136,7 @@ def in_lab(work: Path, stage: Path | None, body: Callable[[], Any]) -> Any:
 def _as_init(work: Path, stage: Path | None, body: Callable[[], Any], sink: int) -> None:
     """Be the laboratory's process 1: set it up, run the body in a child and reap whatever is orphaned."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if _libc.unshare(CLONE_NEWNS):
-        raise OSError(ctypes.get_errno(), "unshare")
+    _unshare_mounts()
     worker = os.fork()
     if worker == 0:
         status = 1
@@ -159,6 +161,30 @@ def _as_init(work: Path, stage: Path | None, body: Callable[[], Any], sink: int)
     while os.wait()[0] != worker:
         pass
     os._exit(0)
+
+
+def _unshare_mounts() -> None:
+    """Make the laboratory's mount namespace, with an id that is lower than that of every later one.
+
+    A mount namespace can only be bound (pinned) in one with a lower id. Linux 6.18 hands ids out in batches to each
+    processor, so that a later one is the lower one if it was made on another processor. A machine's first namespace
+    has the lowest of all; this one gets the lowest by being made where the next id is the lowest.
+    """
+    processors = os.sched_getaffinity(0)
+    identifiers = {processor: _fresh_mounts(processor) for processor in processors}
+    _fresh_mounts(min(processors, key=lambda processor: identifiers[processor]))
+    os.sched_setaffinity(0, processors)
+
+
+def _fresh_mounts(processor: int) -> int:
+    """Enter a new mount namespace made on one processor; return its id, 0 where the kernel can't tell."""
+    os.sched_setaffinity(0, {processor})
+    if _libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    identifier = bytearray(8)
+    with open("/proc/thread-self/ns/mnt", "rb") as namespace, contextlib.suppress(OSError):
+        fcntl.ioctl(namespace, NS_GET_MNTNS_ID, identifier)
+    return int.from_bytes(identifier, sys.byteorder)
 
 
 def _furnish(work: Path, stage: Path | None) -> None:

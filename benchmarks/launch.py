@@ -185,7 +185,11 @@ def measure(rows: list[Row], number: int) -> dict[str, Any]:
         print(f"\rround {turn + 1} of {number}", end="", file=sys.stderr, flush=True)
         for row in random.sample(rows, len(rows)):
             if row.key in samples:
-                samples[row.key].append(sample(row, commands[row.key]))
+                try:
+                    samples[row.key].append(sample(row, commands[row.key]))
+                except CommandFailed as error:
+                    unavailable[row.key] = f"round {turn + 1}: {error}"
+                    del samples[row.key]
     print(file=sys.stderr)
     return {
         "machine": before,
@@ -256,7 +260,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     bars = axes.barh([row.title for row in rows], heights, xerr=[[0] * len(rows), tails], color=colours)
     axes.bar_label(bars, [f"{height:.3g}" for height in heights], padding=4, fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(right=3 * max(heights))
+    axes.set_xlim(right=3 * max(heights, default=1))
     axes.set_xlabel("milliseconds from fork to exit of /bin/true: median, 95th percentile")
     axes.set_title("A launch in the same Debian 12 tree, as an ordinary user")
     figure.savefig(path, dpi=120)

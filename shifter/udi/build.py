@@ -91,6 +91,7 @@ class Builder:
         image_file = self.image if image_tree < 0 else None
         owner = self.store.account if self.store else self.user
         where = image_mounts.enter_store_copy(image_file, owner, home, stored)
+        pins.unshare_until_younger(home, procfs)
         # The store is private throughout; this says so once more, before anything of the caller's is attached.
         syscalls.mount_setattr(syscalls.AT_FDCWD, "/", propagation=syscalls.MS_PRIVATE, recursive=True)
         image_root = self._image_root(where, image_tree)

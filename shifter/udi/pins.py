@@ -41,6 +41,28 @@ def open_home_namespace() -> int:
         return open_namespace("/proc/self/ns/mnt")
 
 
+def unshare_until_younger(home: int, procfs: int) -> None:
+    """Go on in a copy of the current mount namespace that can be pinned in the namespace *home*.
+
+    The kernel binds a mount namespace only in an older one (mnt_ns_loop, fs/namespace.c), told by their ids; and since
+    processors take ids in batches (seen on Linux 6.18), a namespace made later may have the smaller id. Then another
+    processor is tried. On a real node home has the smallest id of all; inside a container it has not.
+    """
+    age = syscalls.mount_namespace_id(home)
+    for attempt in range(256):
+        own = posix.open("self/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs)
+        younger = not age or syscalls.mount_namespace_id(own) > age
+        posix.close(own)
+        if younger:
+            return
+        try:
+            posix.sched_setaffinity(0, [attempt % (posix.cpu_count() or 1)])
+        except OSError:
+            pass  # not in our cpuset
+        syscalls.unshare_mounts()
+    raise BuildError("no mount namespace younger than the node's first one could be made")
+
+
 def base_ready() -> bool:
     """True if /run/shifter is our tmpfs with a live store namespace, seen from the current namespace."""
     try:
@@ -96,7 +118,10 @@ def _make_store_namespace(run: int) -> None:
         try:
             posix.close(go_write)  # or the read below would wait for ourselves
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+            procfs = posix.open("/proc", syscalls.O_PATH | posix.O_DIRECTORY)
+            home = open_namespace("/proc/self/ns/mnt")
             syscalls.unshare_mounts()
+            unshare_until_younger(home, procfs)
             syscalls.mount_setattr(syscalls.AT_FDCWD, "/", propagation=syscalls.MS_PRIVATE, recursive=True)
             root = syscalls.new_mount(
                 "tmpfs", {"source": "shifter-store", "mode": "700", "size": "1m"}, syscalls.MOUNT_ATTR_NOSUID
