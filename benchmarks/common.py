@@ -122,6 +122,8 @@ def in_lab(work: Path, stage: Path | None, body: Callable[[], Any]) -> Any:
     try:
         with os.fdopen(source, encoding="utf-8") as stream:
             text = stream.read()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         os.kill(init, signal.SIGKILL)
         os.waitpid(init, 0)
