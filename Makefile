@@ -113,6 +113,11 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
 
+# The door's parsing behind a pipe, for the tests that compare it with its Python specification.
+build/door-driver: tests/door/driver.c shifter/door/parse.c $(DOOR_HDR) Makefile
+	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  -Ibuild -Ishifter/door -o $@ tests/door/driver.c shifter/door/parse.c
+
 # Everything Python, as it will lie below LIBEXEC: root's, byte-compiled, checked against nothing at run time.
 build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
 	@umask 022; PYTHONNODEBUGRANGES=1 $(PYREAL) -B tools/tree.py --libexec $(LIBEXEC) --python $(PYREAL) build/python; touch $@
@@ -181,10 +186,10 @@ stage:
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
-	@$(MAKE) -s stage build/door-asan
+	@$(MAKE) -s stage build/door-asan build/door-driver
 	@$(PYTEST) -q $(PYTEST_ARGS)
 soak: deps
-	@$(MAKE) -s stage
+	@$(MAKE) -s stage build/door-driver
 	@$(PYTEST) -q -m soak $(PYTEST_ARGS)
 
 lint: deps build/options.h build/config.h

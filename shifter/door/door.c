@@ -85,6 +85,8 @@ _Noreturn void show_usage(const char *kind, const char *text)
     char *arguments[] = {SHIFTER_PYTHON, "-I", "-B", SHIFTER_LIBEXEC "/shifter_cli.py", (char *)kind, (char *)text, NULL};
     char *environment[] = {"LC_ALL=C.UTF-8", "PATH=/usr/bin:/bin", NULL};
     execve(SHIFTER_PYTHON, arguments, environment);
+    if (text) /* inside of a UDI there need not be a Python */
+        die("%s", text);
     die("%s: %s; run: make install", SHIFTER_PYTHON, strerror(errno));
 }
 
@@ -545,7 +547,12 @@ static _Noreturn void enter(int namespace, const struct invocation *asked, const
         syscall(SYS_move_mount, terminal, "", AT_FDCWD, "/dev/console", MOVE_MOUNT_F_EMPTY_PATH);
     for (int resource = 0; resource < RLIM_NLIMITS; resource++)
         setrlimit(resource, &caller->limits[resource]);
+    /* setresuid(2) notes that RLIMIT_NPROC is exceeded, and execve(2) then fails, where a plain one of the user would not. */
+    struct rlimit processes = {RLIM_INFINITY, RLIM_INFINITY};
+    setrlimit(RLIMIT_NPROC, &processes);
     drop_all(caller);
+    if (setrlimit(RLIMIT_NPROC, &caller->limits[RLIMIT_NPROC]) != 0)
+        die("can't restore RLIMIT_NPROC: %s", strerror(errno));
     close(namespace);
     if (terminal >= 0)
         close(terminal);
@@ -703,15 +710,16 @@ int main(int argc, char **argv)
         drop_temporarily();
     }
     save_caller(&caller);
-    if (!privileged && caller_uid != 0)
+    if (!privileged)
         run_without_privilege(argc, argv, &caller);
     if (privileged && argc == 2 && strcmp(argv[1], "--udi-list") == 0)
         print_own_records(&caller);
     read_command_line(&asked, argc, argv);
-    if (caller_uid == 0 || caller.gid == 0)
+    if (caller.gid == 0)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
     if (!asked.image)
         show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
+    refuse_user_namespace();
     raise_privilege();
     struct rlimit files = caller.limits[RLIMIT_NOFILE];
     if (files.rlim_cur < LEAST_FILES) {

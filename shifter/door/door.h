@@ -28,6 +28,7 @@ struct invocation {
     char **command; /* NULL-terminated */
     const char *image, *request_text, *entrypoint, *workdir, *env_file;
     struct list volumes, modules, env;
+    bool image_given, volumes_given, modules_given; /* by an option, not by the caller's environment */
     bool entrypoint_given, workdir_given, clearenv, verbose;
 };
 
@@ -67,5 +68,6 @@ _Noreturn void show_usage(const char *kind, const char *text);
 /* user.c: everything below runs as the user, for good. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);
 _Noreturn void run_without_privilege(int argc, char **argv, struct caller *caller);
+void refuse_user_namespace(void); /* the one of user.c that is called with privilege to be had, but not in force */
 
 #endif

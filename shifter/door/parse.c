@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "config.h"
@@ -124,22 +125,23 @@ static _Noreturn void usage_error(const char *format, const char *word, int leng
     show_usage("usage", text);
 }
 
-static void take_option(struct invocation *asked, enum shifter_option option, const char *value, bool *volumes_given)
+static void take_option(struct invocation *asked, enum shifter_option option, const char *value)
 {
     switch (option) {
     case OPT_HELP: show_usage("help", NULL);
     case OPT_VERSION: show_usage("version", NULL);
     case OPT_VERBOSE: asked->verbose = true; break;
-    case OPT_IMAGE: asked->image = asked->request_text = value; break;
+    case OPT_IMAGE: asked->image_given = true, asked->image = asked->request_text = value; break;
     case OPT_VOLUME:
-        if (!*volumes_given) /* the command line replaces SHIFTER_VOLUME */
+        if (!asked->volumes_given) /* the command line replaces SHIFTER_VOLUME */
             asked->volumes.count = 0;
-        *volumes_given = true;
+        asked->volumes_given = true;
         list_add(&asked->volumes, value);
         break;
     case OPT_ENTRYPOINT: asked->entrypoint_given = true, asked->entrypoint = value; break;
     case OPT_WORKDIR: asked->workdir_given = true, asked->workdir = value; break;
     case OPT_MODULE:
+        asked->modules_given = true;
         asked->modules.count = 0;
         list_add(&asked->modules, value);
         break;
@@ -162,7 +164,6 @@ static const struct option_entry *find_option(const char *name, size_t length, c
 /* The rules of shifter/options.py. A parse error anywhere wins over --help before it, so options are taken in a second pass. */
 static int parse_options(struct invocation *asked, int argc, char **argv, bool take)
 {
-    bool volumes_given = false;
     int index = 1;
     for (; index < argc; index++) {
         const char *word = argv[index];
@@ -186,7 +187,7 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
                 value = argv[index];
             }
             if (take)
-                take_option(asked, entry->id, value, &volumes_given);
+                take_option(asked, entry->id, value);
             continue;
         }
         for (const char *letter = word + 1; *letter; letter++) {
@@ -203,7 +204,7 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
                 value = argv[index];
             }
             if (take)
-                take_option(asked, entry->id, value, &volumes_given);
+                take_option(asked, entry->id, value);
             if (value)
                 break;
         }
@@ -211,11 +212,17 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
     return index;
 }
 
-/* A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. */
+/*
+ * A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. The script is what
+ * was started, and the word after the line's; what was started is the door itself when somebody has the door run a door.
+ */
 static char **split_interpreter_line(int *argc, char **argv)
 {
+    struct stat script, door;
     const char *started = (const char *)getauxval(AT_EXECFN);
-    if (*argc < 3 || !started || strcmp(started, argv[2]) != 0 || argv[1][0] != '-')
+    if (*argc < 3 || !started || strcmp(started, argv[2]) != 0)
+        return argv;
+    if (stat(started, &script) == 0 && stat("/proc/self/exe", &door) == 0 && script.st_dev == door.st_dev && script.st_ino == door.st_ino)
         return argv;
     char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
     int count = 0;
@@ -247,8 +254,8 @@ void read_command_line(struct invocation *asked, int argc, char **argv)
         char *pair = need(malloc(strlen(type) + strlen(image) + 2));
         sprintf(pair, "%s:%s", type, image);
         asked->image = pair;
-    } else {
-        asked->image = image ? image : asked->request_text;
+    } else { /* a UDI exports its identifier, without a type, beside the request: there the request is what is meant */
+        asked->image = asked->request_text ? asked->request_text : image;
     }
     if ((value = variable("SHIFTER_VOLUME")))
         list_add(&asked->volumes, value);
@@ -307,12 +314,15 @@ static bool resolve_local(const char *path, char *out, size_t room)
     size_t used = (size_t)snprintf(out, room, "local:");
     if (*path != '/')
         return false;
+    for (const char *c = path; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127)
+            return false;
     while (*path) {
         size_t length = strcspn(path, "/");
         if (length == 2 && strncmp(path, "..", 2) == 0)
             return false;
         if (length && !(length == 1 && *path == '.')) {
-            if (used + length + 2 > room)
+            if (used + length + 2 > room || used + length + 1 > strlen("local:") + PATH_MAX - 1)
                 return false;
             used += (size_t)snprintf(out + used, room - used, "/%.*s", (int)length, path);
         }
@@ -330,17 +340,24 @@ static bool resolve_local(const char *path, char *out, size_t room)
 enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room)
 {
     static const char *const kinds[] = {"docker", "custom", "id", "local"};
-    const char *kind = default_kind, *colon = strchr(text, ':');
+    const char *kind = NULL, *name = text, *colon = strchr(text, ':');
     for (size_t i = 0; colon && i < 4; i++)
         if (strlen(kinds[i]) == (size_t)(colon - text) && strncmp(kinds[i], text, strlen(kinds[i])) == 0) {
             kind = kinds[i];
-            text = colon + 1;
+            name = colon + 1;
+        }
+    for (size_t i = 0; !kind && i < 4; i++)
+        if (strcmp(kinds[i], default_kind) == 0) {
+            kind = kinds[i];
             break;
         }
+    if (!kind)
+        return REFERENCE_OTHER;
+    text = name;
     if (strcmp(kind, "local") == 0)
         return resolve_local(text, out, room) ? REFERENCE_RESOLVED : REFERENCE_OTHER;
     if (strcmp(kind, "id") == 0)
-        return identifier_valid(text) && (size_t)snprintf(out, room, "%s", text) < room ? REFERENCE_RESOLVED : REFERENCE_OTHER;
+        return identifier_valid(text) && strlen("id:") + strlen(text) <= NAME_MAX && (size_t)snprintf(out, room, "%s", text) < room ? REFERENCE_RESOLVED : REFERENCE_OTHER;
     char allowed[sizeof LETTERS + 8];
     snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
     size_t length = strlen(text), used = (size_t)snprintf(out, room, "%s:", kind);

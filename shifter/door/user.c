@@ -7,6 +7,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,7 @@
 
 #define MARKER "/var/shifterConfig.json"
 #define MAX_ENV_FILE (1 << 20)
+#define FIRST_USER_NAMESPACE 0xEFFFFFFD /* PROC_USER_INIT_INO of the kernel, the same since 3.8 */
 
 extern char **environ;
 
@@ -27,11 +30,11 @@ static size_t name_length(const char *assignment)
     return strcspn(assignment, "=");
 }
 
-static const char **env_find(struct list *env, const char *name, size_t length)
+static const char *env_value(const struct list *env, const char *name, size_t length)
 {
     for (size_t i = 0; i < env->count; i++)
         if (strncmp(env->items[i], name, length) == 0 && env->items[i][length] == '=')
-            return &env->items[i];
+            return env->items[i] + length + 1;
     return NULL;
 }
 
@@ -45,12 +48,21 @@ static void env_unset(struct list *env, const char *name)
     env->count = kept;
 }
 
+/* Set a variable in its place; a second one of that name, which some shells would see instead, goes. */
 static void env_set(struct list *env, const char *assignment)
 {
-    const char **place = env_find(env, assignment, name_length(assignment));
-    if (place)
-        *place = assignment;
-    else
+    size_t length = name_length(assignment), kept = 0;
+    bool placed = false;
+    for (size_t i = 0; i < env->count; i++) {
+        bool same = strncmp(env->items[i], assignment, length) == 0 && env->items[i][length] == '=';
+        if (!same)
+            env->items[kept++] = env->items[i];
+        else if (!placed)
+            env->items[kept++] = assignment;
+        placed = placed || same;
+    }
+    env->count = kept;
+    if (!placed)
         list_add(env, assignment);
 }
 
@@ -58,16 +70,11 @@ static void env_set(struct list *env, const char *assignment)
 static void env_join(struct list *env, const char *assignment, bool append)
 {
     size_t length = name_length(assignment);
-    const char **place = env_find(env, assignment, length), *added = assignment + length + 1, *old;
-    char *joined;
-    if (!place || !(*place)[length + 1]) {
-        env_set(env, assignment);
-        return;
-    }
-    old = *place + length + 1;
-    if (asprintf(&joined, "%.*s=%s:%s", (int)length, assignment, append ? old : added, append ? added : old) < 0)
+    const char *old = env_value(env, assignment, length), *added = assignment + length + 1;
+    char *joined = (char *)assignment;
+    if (old && *old && asprintf(&joined, "%.*s=%s:%s", (int)length, assignment, append ? old : added, append ? added : old) < 0)
         die("out of memory");
-    *place = joined;
+    env_set(env, joined);
 }
 
 /* Return whether TEXT is NAME=VALUE with a name. */
@@ -254,25 +261,83 @@ static const char *small_file(const char *path, char *text, size_t room)
     return text;
 }
 
-/* Inside a UDI `shifter CMD` runs CMD, if no other image is asked for than the one that it is in. */
-static _Noreturn void run_inside(const struct invocation *asked, const struct caller *caller, const char *marker)
+/* Return whether two names of an image say the same; a name without a type only equals another one without. */
+static bool same_image(const char *left, const char *right)
 {
-    char identifier[512];
+    char first[PATH_MAX + 16], second[PATH_MAX + 16];
+    if (!right || strcmp(left, right) == 0)
+        return right != NULL;
+    enum reference_kind kind = parse_reference(left, "docker", first, sizeof first);
+    if (kind == REFERENCE_OTHER || kind != parse_reference(right, "docker", second, sizeof second) || strcmp(first, second) != 0)
+        return false;
+    return parse_reference(left, "custom", first, sizeof first) == kind && parse_reference(right, "custom", second, sizeof second) == kind &&
+           strcmp(first, second) == 0;
+}
+
+/* Return whether the marker, a JSON object of plain strings, has that value. A value that needs escapes never matches. */
+static bool marker_has(const char *marker, const char *key, const char *value)
+{
+    char *text;
+    if (asprintf(&text, "\"%s\":\"%s\"", key, value) < 0)
+        die("out of memory");
+    bool found = strstr(marker, text) != NULL;
+    free(text);
+    return found;
+}
+
+static const char *join(const struct list *words, char separator)
+{
+    size_t size = 1;
+    for (size_t i = 0; i < words->count; i++)
+        size += strlen(words->items[i]) + 1;
+    char *text = need(calloc(1, size)), *end = text;
+    for (size_t i = 0; i < words->count; i++) {
+        if (i)
+            *end++ = separator;
+        end = stpcpy(end, words->items[i]);
+    }
+    return text;
+}
+
+/*
+ * Inside a UDI `shifter CMD` runs CMD, if no other image is asked for than the one that it is in. What the environment says
+ * of image, volumes and modules is how this UDI was asked for.
+ */
+static _Noreturn void run_inside(struct invocation *asked, const struct caller *caller, const char *marker)
+{
     const char *outer = getenv("SHIFTER_IMAGEREQUEST"), *image = getenv("SHIFTER_IMAGE");
-    static struct document empty;
+    static struct document record;
     struct list words = {0}, env = {0};
-    snprintf(identifier, sizeof identifier, "\"identifier\":\"%s\"", asked->image ? asked->image : "");
-    bool same = !asked->image || (outer && strcmp(asked->image, outer) == 0) || (image && strcmp(asked->image, image) == 0) || strstr(marker, identifier);
-    if (!same)
+    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", asked->image))
         die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", asked->image);
-    if (asked->volumes.count || asked->modules.count)
-        die("this is the inside of a UDI: volumes and modules can't be added");
-    choose_directory(asked, caller, &empty);
+    if (asked->volumes_given && !marker_has(marker, "volMap", join(&asked->volumes, ';')))
+        die("this is the inside of a UDI: volumes can't be added");
+    if (asked->modules_given && strcasecmp(asked->modules.items[0], "none") != 0)
+        die("this is the inside of a UDI: modules can't be added");
+    if (asked->entrypoint_given && !asked->entrypoint)
+        die("--entrypoint: the image's entry point isn't known inside of a UDI; name one: --entrypoint=CMD");
+    if (asked->workdir_given && !asked->workdir)
+        die("--workdir: the image's working directory isn't known inside of a UDI; name one: --workdir=PATH");
+    const struct passwd *account = getpwuid(caller->uid); /* the UDI's own passwd, whose shell is one that the image has */
+    if (account && account->pw_shell[0] == '/')
+        field_add(&record, "shell", account->pw_shell);
+    choose_directory(asked, caller, &record);
     for (char **variable = environ; !asked->clearenv && variable && *variable; variable++)
         list_add(&env, *variable);
     env_of_user(&env, asked);
-    choose_command(&words, asked, &empty);
+    choose_command(&words, asked, &record);
     execute(&words, &env, caller);
+}
+
+/* Say so and end, in a user namespace other than the node's first: setuid root means nothing outside of it. */
+void refuse_user_namespace(void)
+{
+    static char text[4096];
+    unsigned long first = 1, outside = 1, count = 0;
+    struct stat status;
+    if (sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295 ||
+        (stat("/proc/self/ns/user", &status) == 0 && status.st_ino != FIRST_USER_NAMESPACE))
+        die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }
 
 /* The effective uid is not root's: say which of the possible reasons it is. */
@@ -284,6 +349,10 @@ _Noreturn void run_without_privilege(int argc, char **argv, struct caller *calle
     struct stat status;
     struct statvfs mount;
     read_command_line(&asked, argc, argv);
+    if (caller->uid == 0) {
+        refuse_user_namespace();
+        die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid 0, gid %u)", (unsigned)caller->gid);
+    }
     bool inside = stat(MARKER, &status) == 0 && status.st_uid == 0 && statvfs(MARKER, &mount) == 0 && (mount.f_flag & ST_RDONLY);
     if (inside)
         run_inside(&asked, caller, small_file(MARKER, text, sizeof text));
@@ -291,9 +360,7 @@ _Noreturn void run_without_privilege(int argc, char **argv, struct caller *calle
     path[length > 0 ? length : 0] = 0;
     if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
         die("no privilege: no_new_privs is set for this process (by a container, a sandbox or a service manager), so no setuid program works");
-    unsigned long first = 1, outside = 1, count = 0;
-    if (sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295)
-        die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
+    refuse_user_namespace();
     const char *tracer = strstr(small_file("/proc/self/status", text, sizeof text), "TracerPid:");
     if (tracer && atoi(tracer + strlen("TracerPid:")) != 0)
         die("no privilege: a debugger or strace of an ordinary user traces this process, so the kernel ignores the setuid bit");
