@@ -13,13 +13,16 @@ MAX_BYTES = 65536
 def encode(fields: "list[tuple[str, str]]") -> bytes:
     """Return *fields* as bytes. Values are file names and so may hold any byte but NUL (surrogateescape).
 
-    Raises FormatError when a key is not a lower-case word, a value holds NUL, or the whole is too long.
+    Raises FormatError when a key is not a word, a value holds NUL or what no file name can, or the whole is too long.
     """
     out = bytearray()
     for key, value in fields:
         if not _is_key(key):
             raise FormatError(f"bad field name {key!r}")
-        data = value.encode("utf-8", "surrogateescape")
+        try:
+            data = value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise FormatError(f"bad text in field {key!r}") from None
         if b"\0" in data:
             raise FormatError(f"NUL byte in field {key!r}")
         out += key.encode("ascii") + b"=" + data + b"\0"

@@ -47,7 +47,7 @@
 #define LOWEST_OWN_FD 10 /* ours stay clear of the descriptors that a caller passes */
 #define MAX_GROUPS 4096  /* shifter/request.py */
 #define LEAST_FILES 64   /* about 30 are open at once while the builder is started */
-#define TRIES 4          /* base made, UDI built, changed meanwhile, built again */
+#define TRIES 6          /* base made, told that nothing is shared, UDI built, changed meanwhile, built again */
 
 static uid_t caller_uid;
 static bool privileged; /* started as setuid root by an ordinary user */
@@ -615,6 +615,8 @@ static int take_lock(int run, const struct caller *caller)
     snprintf(path, sizeof path, "udi/%u/lock", (unsigned)caller->uid);
     int lock = openat(run, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     drop_temporarily();
+    if (lock < 0 && errno == ENOENT) /* somebody wiped /run/shifter: the builder makes the base anew */
+        return -1;
     if (lock < 0)
         die("/run/shifter can't be written: %s", strerror(errno));
     lock = high(lock);

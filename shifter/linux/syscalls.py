@@ -78,7 +78,16 @@ class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
 class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int  # not long: the upper half of the register is undefined, and -1 would not be seen
+
+
+class _LongFunction(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
 
@@ -90,7 +99,7 @@ def _libc(name: str) -> "Any":
     return _Function(_ctypes.dlsym(_LIBC, name))
 
 
-_syscall = _libc("syscall")
+_syscall = _LongFunction(_ctypes.dlsym(_LIBC, "syscall"))
 _setns, _unshare, _pivot_root, _umount2, _mount = map(_libc, ("setns", "unshare", "pivot_root", "umount2", "mount"))
 _setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl = map(
     _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl")

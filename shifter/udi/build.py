@@ -41,6 +41,8 @@ class Builder:
         self.prefix = prefix
         self.user = Identity(request.uid, request.gid, request.groups)
         self.host = Host()
+        for name in ("/etc/passwd", "/etc/group"):
+            self.host.watch(name)  # before the first look at it: an edit in between must show
         self.account = Account(request.uid, request.gid)
         self.sources: list[tuple[int, int, str]] = []
         self.image: store.Image | None = None
@@ -271,11 +273,6 @@ class Builder:
 
     def _publish(self, namespace: int, root_device: int, devpts: str, shell: str) -> str:
         """Pin *namespace* and write the record. Called at home, with the user's lock held."""
-        key = self.request.key(self.image_name)
-        directory = f"{pins.UDIS}/{self.request.uid}/{key}"
-        pins.remove_udi(directory)
-        posix.mkdir(directory, 0o700)
-        pins.pin(namespace, f"{directory}/ns")
         content = self.request.canonical(self.image_name)
         watches: list[Watch] = [(0, path, status) for path, status in self.config.files] + self.host.watches
         content += [records.watch_field(watch) for watch in watches]
@@ -296,7 +293,17 @@ class Builder:
         if self.image and self.meta.format != "VFS":
             content.append(("mounted", image_mounts.image_key(posix.fstat(self.image.fd))))
         content += [("ref", self.request.ref), ("built", str(int(time.time()))), ("end", "record")]
-        pins.write_file(f"{directory}/record", fields.encode(content))
+        record = fields.encode(content)
+        key = self.request.key(self.image_name)
+        directory = f"{pins.UDIS}/{self.request.uid}/{key}"
+        pins.remove_udi(directory)
+        posix.mkdir(directory, 0o700)
+        try:
+            pins.pin(namespace, f"{directory}/ns")
+            pins.write_file(f"{directory}/record", record)
+        except BaseException:
+            pins.remove_udi(directory)
+            raise
         return key
 
 

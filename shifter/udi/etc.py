@@ -61,8 +61,6 @@ class EtcFiles:
             data = host.read(f"/etc/{name}")
             if data is not None:
                 self._files.append((name, data, 0o644))
-        for name in ("passwd", "group"):
-            host.watch(f"/etc/{name}")
 
     def files(self, shell: str) -> "list[tuple[str, bytes, int]]":
         """Return (name, content, mode) of every file, the user's login shell being *shell*."""

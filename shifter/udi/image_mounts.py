@@ -60,16 +60,38 @@ def enter_store_copy(image: "Image | None", owner: "Identity", home: int, store:
         posix.close(lock)
 
 
+def known() -> "list[str]":
+    """Return the keys of all images: those with a lock file, and what is mounted without one (a wiped /run/shifter)."""
+    found = set(posix.listdir(pins.IMAGES))
+    back = _enter_store()
+    try:
+        found.update(name for name in posix.listdir("/") if name not in pins.STORE_DIRECTORIES)
+    finally:
+        _leave_store(back)
+    return sorted(found)
+
+
 def unmount(key: str) -> None:
-    """Unmount one image. Called in the store namespace, with the image's lock held. UDIs that use it keep it alive."""
+    """Unmount one image from the store, with its lock held. UDIs that use it keep it alive."""
+    back = _enter_store()
     try:
-        syscalls.unmount("/" + key)
-    except OSError:
-        pass  # a mount that failed left only the directory
-    try:
-        posix.rmdir("/" + key)
-    except FileNotFoundError:
-        pass
+        pins.remove("/" + key)
+    finally:
+        _leave_store(back)
+
+
+def _enter_store() -> int:
+    """Join the store namespace; return the way back."""
+    back = pins.open_namespace("/proc/self/ns/mnt")
+    store = pins.open_namespace(pins.STORE)
+    syscalls.setns(store)
+    posix.close(store)
+    return back
+
+
+def _leave_store(back: int) -> None:
+    syscalls.setns(back)
+    posix.close(back)
 
 
 def _lock(key: str) -> int:

@@ -4,13 +4,12 @@ Not part of the build path.
 """
 
 import os
-import posix
 
 from shifter import config as configuration
 from shifter import fields
 from shifter.errors import AccessError, ShifterError
 from shifter.linux import syscalls
-from shifter.udi import pins, reap, records
+from shifter.udi import image_mounts, pins, reap, records
 
 
 class Udi:
@@ -26,40 +25,61 @@ class Udi:
         get = self.record.get
         return {
             "key": self.record.directory.rpartition("/")[2],
-            "uid": int(get("uid", "0")),
+            "uid": self.record.uid,
             "image": get("image"),
             "ref": get("ref"),
             "volumes": self.record.all("volume"),
-            "built": int(get("built", "0")),
+            "built": self.record.built,
             "used": int(self.record.used),
             "pids": self.pids,
         }
 
 
+class _FileSystem:
+    """The file system of a path, and how it shows: ``device`` in mount tables, ``prefix`` in keys of its image files.
+
+    The two differ on btrfs, whose files have device numbers that no mount has.
+    """
+
+    def __init__(self, path: str) -> None:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            with open(f"/proc/self/fdinfo/{fd}") as info:
+                mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
+            with open("/proc/self/mountinfo", errors="surrogateescape") as table:
+                self.device = next(line.split()[2] for line in table if line.split()[0] == mount)
+            self.prefix = f"{os.fstat(fd).st_dev:x}-"
+        except StopIteration:
+            raise ShifterError(f"{path}: it is on no mount of this namespace") from None
+        finally:
+            os.close(fd)
+
+    def held_by(self, udi: Udi) -> bool:
+        """True if the UDI has it mounted, or its image file lies there."""
+        return self.device in (udi.mounted or ()) or udi.record.get("mounted").startswith(self.prefix)
+
+
 def udis(path: "str | None" = None) -> "list[Udi]":
-    """Return all UDIs of the node, or those that have a mount of the file system of *path*. Root only.
+    """Return all UDIs of the node, or those that hold the file system of *path*. Root only.
 
     Raises AccessError for others, OSError when *path* does not exist.
     """
-    device = _device(path) if path else None
+    wanted = _FileSystem(path) if path else None
     found = []
     with _Home() as home:
-        if not pins.base_ready():
-            return []
         by_root = processes_by_root()
-        for uid in sorted(posix.listdir(pins.UDIS)):
-            for key in sorted(posix.listdir(f"{pins.UDIS}/{uid}")):
+        for uid in sorted(_entries(pins.UDIS)):
+            for key in sorted(_entries(f"{pins.UDIS}/{uid}")):
                 directory = f"{pins.UDIS}/{uid}/{key}"
                 record = records.read(directory) if key != "lock" else None
                 if record is None:
                     continue
                 try:
-                    pids = by_root.get(record.get("root"), [])
-                    mounted = _devices(directory, home.fd)
+                    udi = Udi(record, by_root.get(record.get("root"), []), _devices(directory, home.fd))
                 except OSError:
                     continue  # taken down meanwhile
-                if device is None or device in mounted:
-                    found.append(Udi(record, pids, mounted))
+                if wanted is None or wanted.held_by(udi):
+                    found.append(udi)
     return found
 
 
@@ -78,13 +98,24 @@ def own_udis(data: bytes) -> "list[Udi]":
 
 
 def release(path: str) -> "list[str]":
-    """Unpin every UDI that holds the file system of *path*; return what was taken down and who still lives there."""
+    """Unpin every UDI that holds the file system of *path*, and unmount image files that lie on it.
+
+    Returns a line for each, with the processes that still live there. Root only.
+    """
     report = []
-    for udi in udis(path):
-        with _Home():
+    wanted = _FileSystem(path)
+    found = udis(path)
+    with _Home():
+        for udi in found:
             pins.remove_udi(udi.record.directory)
-        holders = f"; still used by PID {' '.join(map(str, udi.pids))}" if udi.pids else ""
-        report.append(f"UDI {udi.record.directory.rpartition('/udi/')[2]} of {udi.record.get('image')}{holders}")
+            holders = f"; still used by PID {' '.join(map(str, udi.pids))}" if udi.pids else ""
+            report.append(f"UDI {udi.record.directory.rpartition('/udi/')[2]} of {udi.record.get('image')}{holders}")
+        if pins.base_ready():
+            reaper = reap.Reaper(configuration.Config(), everything=True)
+            for key in image_mounts.known():
+                if key.startswith(wanted.prefix):
+                    reaper.unmount(key, -1, f"its file is on the file system of {path}")
+            report += reaper.report
     return report
 
 
@@ -133,9 +164,12 @@ class _Home:
             os.close(fd)
 
 
-def _device(path: str) -> str:
-    number = os.stat(path).st_dev
-    return f"{os.major(number)}:{os.minor(number)}"
+def _entries(directory: str) -> "list[str]":
+    """Return what is in *directory*; nothing if it is none, or was taken down meanwhile."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _devices(directory: str, home: int) -> "set[str]":

@@ -17,6 +17,9 @@ IMAGES = RUN + "/images"
 UDIS = RUN + "/udi"
 SITE = RUN + "/site"
 
+_SOURCE = "shifter"
+"""What mount tables show as the source of our tmpfs."""
+
 STORE_DIRECTORIES = ("udi", "generated", "lower", "directory")
 """Mount points in the store namespace's root that each build uses in its own copy of the namespace."""
 
@@ -64,34 +67,35 @@ def unshare_until_younger(home: int, procfs: int) -> None:
 
 
 def base_ready() -> bool:
-    """True if /run/shifter is our tmpfs with a live store namespace, seen from the current namespace."""
+    """True if /run/shifter is our tmpfs with a live store namespace and its directories, seen from the current namespace."""
     try:
         posix.close(open_namespace(STORE))
+        return all(paths.is_directory(posix.stat(name, follow_symlinks=False).st_mode) for name in (IMAGES, UDIS))
     except OSError:
         return False
-    return True
 
 
 def prepare_base() -> None:
     """Mount the tmpfs on /run/shifter and make the store namespace. Must be called in the home namespace.
 
-    Concurrent builders wait for each other on the directory below the mount, which no user can open (mode 0711).
+    What is left of a base that somebody wiped is taken down first. Processes in its UDIs go on; the next launch builds.
     """
-    try:
-        posix.mkdir(RUN, 0o711)
-    except FileExistsError:
-        pass
-    lock = paths.open_trusted(RUN, flags=posix.O_RDONLY | posix.O_DIRECTORY)
-    posix.fchmod(lock, 0o711)
-    syscalls.flock(lock, syscalls.LOCK_EX, RUN)
+    lock = _lock_base()
     try:
         if base_ready():
             return
+        if discard_base():
+            posix.close(lock)
+            lock = _lock_base()
+        posix.fchmod(lock, 0o711)
         tmpfs = syscalls.new_mount(
             "tmpfs",
-            {"source": "shifter", "mode": "711", "size": "64m"},
+            {"source": _SOURCE, "mode": "711", "size": "64m"},
             syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC,
         )
+        # Whoever opens /run/shifter from now on gets this directory, and has to wait until all is there.
+        root = posix.open(".", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=tmpfs)
+        syscalls.flock(root, syscalls.LOCK_EX, RUN)
         syscalls.move_mount(tmpfs, lock, RUN)
         # Attached below a shared parent a mount becomes shared itself, so this comes after.
         syscalls.mount_setattr(tmpfs, "", propagation=syscalls.MS_PRIVATE)
@@ -100,9 +104,44 @@ def prepare_base() -> None:
         posix.mkdir("udi", 0o700, dir_fd=tmpfs)
         _make_store_namespace(tmpfs)
         posix.close(tmpfs)
+        posix.close(root)
     finally:
-        syscalls.flock(lock, syscalls.LOCK_UN, RUN)
         posix.close(lock)
+
+
+def discard_base() -> bool:
+    """Detach our tmpfs, with all pins on it, from /run/shifter, as often as it is there; True if it was."""
+    found = False
+    while _is_our_mount():
+        syscalls.unmount(RUN)
+        found = True
+    return found
+
+
+def _lock_base() -> int:
+    """Lock /run/shifter, whatever lies there, and return its descriptor. No user can open it (mode 0711)."""
+    while True:
+        try:
+            posix.mkdir(RUN, 0o711)
+        except FileExistsError:
+            pass
+        lock = paths.open_trusted(RUN, flags=posix.O_RDONLY | posix.O_DIRECTORY)
+        syscalls.flock(lock, syscalls.LOCK_EX, RUN)
+        if is_same_file(lock, RUN):
+            return lock
+        posix.close(lock)  # another builder mounted the base on it while we waited
+
+
+def _is_our_mount() -> bool:
+    """True if the topmost mount on /run/shifter is a tmpfs of ours, seen from the current namespace."""
+    fd = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
+    table = b""
+    while block := posix.read(fd, 65536):
+        table += block
+    posix.close(fd)
+    lines = [line.split(b" ") for line in table.splitlines()]
+    top = [line for line in lines if line[4] == RUN.encode("ascii")][-1:]
+    return bool(top) and top[0][-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]
 
 
 def _make_store_namespace(run: int) -> None:
@@ -156,28 +195,48 @@ def pin(namespace: int, path: str) -> None:
     syscalls.bind_by_path(f"/proc/self/fd/{namespace}", path)
 
 
+def is_same_file(fd: int, path: str) -> bool:
+    """True if *path* is, now, the file that *fd* was opened on."""
+    try:
+        one, other = posix.fstat(fd), posix.stat(path, follow_symlinks=False)
+        return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+    except FileNotFoundError:
+        return False
+
+
 def remove_udi(directory: str) -> None:
     """Take down one UDI directory: record first (nobody new comes in), then pin, then what is left. Idempotent.
 
     Processes inside keep the namespace; the kernel frees it with the last of them.
     """
     try:
-        names = sorted(posix.listdir(directory), reverse=True)  # "record" sorts after "ns"
+        posix.unlink(f"{directory}/record")
+    except OSError:
+        pass  # none, or no file: it goes with the rest
+    remove(directory)
+
+
+def remove(path: str) -> None:
+    """Remove *path*, whatever it is and whatever is mounted on it. For root's own files below /run/shifter."""
+    try:
+        while True:
+            syscalls.unmount(path)
+    except OSError:
+        pass  # EINVAL: nothing is mounted there (any more)
+    try:
+        try:
+            posix.unlink(path)
+        except IsADirectoryError:
+            for name in posix.listdir(path):
+                remove(f"{path}/{name}")
+            posix.rmdir(path)
     except FileNotFoundError:
-        return
-    for name in names:
-        if name == "ns":
-            try:
-                syscalls.unmount(f"{directory}/ns")
-            except OSError:
-                pass  # a build that died before it pinned
-        posix.unlink(f"{directory}/{name}")
-    posix.rmdir(directory)
+        pass  # somebody else was faster
 
 
 def write_file(path: str, data: bytes) -> None:
     """Write a root-only file so that it is either the old one or the whole new one (rename)."""
-    temporary = f"{path}.{posix.getpid()}"
+    temporary = f"{path}.{posix.urandom(8).hex()}"  # not the PID: there are PID namespaces
     fd = posix.open(
         temporary, posix.O_CREAT | posix.O_TRUNC | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
     )

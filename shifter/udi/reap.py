@@ -7,7 +7,7 @@ the last. Locks are tried, never waited for: what is busy now is found by the ne
 import posix
 import time
 
-from shifter import _build, fields
+from shifter import _build
 from shifter.linux import syscalls
 from shifter.udi import image_mounts, pins, records
 
@@ -20,6 +20,10 @@ SWEEP_INTERVAL = 30
 
 DEBRIS_AGE = 60
 """Seconds after which a temporary file in /run/shifter was left behind by a builder that died (a write takes microseconds)."""
+
+
+PATIENCE = 10
+"""Seconds that a pass over everything waits for a build under way; one more than most builds take."""
 
 
 class Reaper:
@@ -35,37 +39,46 @@ class Reaper:
         self.now = time.time()
         self.report: list[str] = []
         self._busy = roots_in_use() if not everything else set()
+        self._deadline = time.monotonic() + PATIENCE
 
     def run(self) -> None:
         """Go through all users, then through the images."""
-        if not pins.base_ready():
-            return
         needed: set[str] = set()
-        for uid in sorted(posix.listdir(pins.UDIS)):
+        for uid in sorted(_entries(pins.UDIS)):
             needed |= self.user(uid)
-        if not self.keep_images:
-            self.images(needed)
-        for name in posix.listdir(pins.RUN):
-            if name.startswith("site.") and self.now - posix.stat(f"{pins.RUN}/{name}").st_mtime > DEBRIS_AGE:
-                posix.unlink(f"{pins.RUN}/{name}")
+        if pins.base_ready():
+            if not self.keep_images:
+                self.images(needed)
+        elif self.all and pins.discard_base():
+            self.report.append(f"{pins.RUN}: it was incomplete")
+        for name in _entries(pins.RUN):
+            path = f"{pins.RUN}/{name}"
+            if name.startswith("site.") and self.now - _modified(path, self.now) > DEBRIS_AGE:
+                pins.remove(path)
 
     def user(self, uid: str) -> "set[str]":
-        """Reap the UDIs of one user; return the image keys that the remaining ones use, or all if the user is busy."""
+        """Reap the UDIs of one user; return the image keys that the remaining ones use, or ``*`` if a build is under way."""
         directory = f"{pins.UDIS}/{uid}"
-        lock = posix.open(f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
         try:
-            try:
-                syscalls.flock(lock, syscalls.LOCK_EX | syscalls.LOCK_NB, directory)
-            except BlockingIOError:
-                return {"*"}  # a build is under way: what it needs is not known yet
+            lock = posix.open(f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+        except OSError:
+            # Not a directory, or a lock that is none: no door and no builder can work with that.
+            pins.remove(directory)
+            self.report.append(f"{directory}: debris")
+            return set()
+        try:
+            if not self._locked(lock):
+                if self.all:
+                    self.report.append(f"uid {uid}: left alone, a build has been under way for {PATIENCE} s; try again")
+                return {"*"}  # what it needs is not known yet
             alive: list[records.Record] = []
-            for key in posix.listdir(directory):
+            for key in _entries(directory):
                 if key == "lock":
                     continue
                 record = records.read(f"{directory}/{key}")
-                why = self._expired(f"{directory}/{key}", record)
+                why = self._expired(record)
                 if record is None or why:
-                    self._remove(f"{directory}/{key}", why or "no record", record)
+                    self._remove(f"{directory}/{key}", why, record)
                 else:
                     alive.append(record)
             alive.sort(key=lambda record: record.used)
@@ -74,10 +87,20 @@ class Reaper:
                 self._remove(oldest.directory, f"more than udiMaxPerUser={self.config.udiMaxPerUser}", oldest)
             return {record.get("mounted") for record in alive}
         finally:
-            syscalls.flock(lock, syscalls.LOCK_UN, directory)
             posix.close(lock)
 
-    def _expired(self, directory: str, record: "records.Record | None") -> str:
+    def _locked(self, lock: int) -> bool:
+        """Try to take a lock: once, or for some seconds when everything has to go."""
+        while True:
+            try:
+                syscalls.flock(lock, syscalls.LOCK_EX | syscalls.LOCK_NB, "lock")
+                return True
+            except BlockingIOError:
+                if not self.all or time.monotonic() > self._deadline:
+                    return False
+                time.sleep(0.01)
+
+    def _expired(self, record: "records.Record | None") -> str:
         """Return why this UDI has to go, or ""."""
         if self.all:
             return "all were asked for"
@@ -85,14 +108,13 @@ class Reaper:
             return "no valid record"
         if record.get("shifter") != _build.BUILD:
             return f"built by {record.get('shifter')}"
+        if self.now - record.built > self.config.udiMaxAge:
+            return "older than udiMaxAge"  # whoever is inside stays there; whoever comes gets a new one
         if record.get("root") in self._busy:
             return ""
         idle = 0 if record.get("once") else self.config.udiIdleTime
         if self.now - record.used > max(idle, 1):
             return f"idle for {int(self.now - record.used)} s"
-        built = record.get("built", "0")
-        if self.now - fields.number(built, "built") > self.config.udiMaxAge:
-            return "older than udiMaxAge"
         return ""
 
     def _remove(self, directory: str, why: str, record: "records.Record | None") -> None:
@@ -102,49 +124,62 @@ class Reaper:
 
     def images(self, needed: "set[str]") -> None:
         """Unmount the images that no UDI needs and no build has used for udiIdleTime."""
-        if "*" in needed:
+        if "*" in needed and not self.all:
             return
-        home = pins.open_namespace("/proc/self/ns/mnt")
-        stored = pins.open_namespace(pins.STORE)
-        try:
-            for key in posix.listdir(pins.IMAGES):
-                idle = self.now - posix.stat(f"{pins.IMAGES}/{key}").st_mtime
-                if key not in needed and (self.all or idle > self.config.udiIdleTime):
-                    self._unmount(key, home, stored)
-        finally:
-            posix.close(home)
-            posix.close(stored)
+        idle = -1 if self.all else self.config.udiIdleTime
+        for key in image_mounts.known():
+            if key not in needed:
+                self.unmount(key, idle, "not used by any UDI")
 
-    def _unmount(self, key: str, home: int, stored: int) -> None:
-        lock = posix.open(f"{pins.IMAGES}/{key}", posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    def unmount(self, key: str, idle: int, why: str) -> None:
+        """Unmount one image if nobody mounts it right now, and no build has used it for *idle* seconds."""
+        path = f"{pins.IMAGES}/{key}"
+        if self.now - _modified(path, 0) <= idle:
+            return
         try:
-            syscalls.flock(lock, syscalls.LOCK_EX | syscalls.LOCK_NB, key)
-            path = posix.read(lock, 4096).decode("utf-8", "surrogateescape").strip()
-            syscalls.setns(stored)
-            try:
-                image_mounts.unmount(key)
-            finally:
-                syscalls.setns(home)
-            posix.unlink(f"{pins.IMAGES}/{key}")
-            self.report.append(f"image {path}: not used by any UDI")
-        except BlockingIOError:
-            pass  # being mounted right now
+            lock = posix.open(path, posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+        except OSError:
+            pins.remove(path)  # no file: debris
+            return
+        try:
+            if not self._locked(lock) or not pins.is_same_file(lock, path):
+                return  # being mounted right now; or another reaper was faster
+            name = posix.read(lock, 4096).decode("utf-8", "surrogateescape").strip() or key
+            image_mounts.unmount(key)
+            pins.remove(path)
+            self.report.append(f"image {name}: {why}")
         finally:
             posix.close(lock)
+
+
+def _entries(directory: str) -> "list[str]":
+    """Return what is in *directory*; nothing if it is none, or was taken down meanwhile."""
+    try:
+        return posix.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _modified(path: str, otherwise: float) -> float:
+    """Return the time of the last change of *path*, *otherwise* if there is no such file (any more)."""
+    try:
+        return posix.stat(path, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return otherwise
 
 
 def sweep(config: "Config", uid: int) -> None:
     """Reap after a build: everybody's if the last sweep is a while ago, this user's if they have too many UDIs."""
     stamp = f"{pins.RUN}/swept"
     try:
-        due = time.time() - posix.stat(stamp).st_mtime > SWEEP_INTERVAL
+        due = abs(time.time() - posix.stat(stamp).st_mtime) > SWEEP_INTERVAL  # clocks are set back, too
     except FileNotFoundError:
         due = True
     if due:
         posix.close(posix.open(stamp, posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC, 0o600))
         posix.utime(stamp)
         Reaper(config).run()
-    elif len(posix.listdir(f"{pins.UDIS}/{uid}")) - 1 > config.udiMaxPerUser:
+    elif len(_entries(f"{pins.UDIS}/{uid}")) - 1 > config.udiMaxPerUser:
         Reaper(config).user(str(uid))
 
 

@@ -7,6 +7,7 @@ import posix
 
 from shifter import fields
 from shifter.errors import FormatError
+from shifter.linux import paths
 from shifter.udi import pins
 
 MYPY = False
@@ -31,6 +32,7 @@ def write_site(build: str, config: "Config", store: "Store | None") -> None:
     content += [watch_field((0, path, status)) for path, status in config.files]
     content += [
         ("imagePath", config.imagePath),
+        # Without a store there are only directories as images (local:), and no tag is ever read.
         ("storeUid", str(store.owner if store else 0)),
         ("storeGid", str(store.group if store else 0)),
         ("defaultImageType", config.defaultImageType),
@@ -41,13 +43,16 @@ def write_site(build: str, config: "Config", store: "Store | None") -> None:
 
 
 class Record:
-    """A record as the reaper and ``shifterctl ps`` read it."""
+    """A record as the reaper and ``shifterctl ps`` read it. Raises FormatError when what they need is not in it."""
 
     def __init__(self, directory: str, values: "list[tuple[str, str]]", used: float) -> None:
         self.directory = directory
         self.values = values
         self.used = used
         """Seconds since the epoch of the last launch: doors touch the record."""
+        self.uid = fields.number(self.get("uid"), "uid", 0xFFFFFFFE)
+        self.built = fields.number(self.get("built"), "built")
+        """Seconds since the epoch."""
 
     def get(self, key: str, default: str = "") -> str:
         """Return the first value of *key*."""
@@ -61,12 +66,16 @@ class Record:
 def read(directory: str) -> "Record | None":
     """Return the record of a UDI directory; None when there is none, or nothing that this build can read."""
     try:
-        fd = posix.open(f"{directory}/record", posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+        fd = posix.open(f"{directory}/record", posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC)
     except OSError:
         return None
     try:
         status = posix.fstat(fd)
+        if status.st_uid != 0 or status.st_mode & paths.S_IFMT != paths.S_IFREG:
+            return None
         data = posix.read(fd, fields.MAX_BYTES + 1)
+        if not data.startswith(b"shifter="):
+            return None
         return Record(directory, fields.decode(data, "record"), status.st_mtime)
     except FormatError:
         return None

@@ -47,19 +47,22 @@ def main(lock: str) -> int:
 def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
     home = pins.open_home_namespace()
     here = pins.open_namespace("/proc/self/ns/mnt")
-    if lock < 0:
+    syscalls.setns(home)
+    # The second and third question are for a base that somebody wiped, or made anew, since the door looked.
+    if lock < 0 or not pins.base_ready() or not pins.is_same_file(lock, f"{pins.UDIS}/{asked.uid}/lock"):
         _answer("step", "preparing /run/shifter")
-        syscalls.setns(home)
         pins.prepare_base()
         _answer("again", "")
         return
-    if posix.fstat(home).st_ino == posix.fstat(here).st_ino and not pins.base_ready():
-        raise BuildError("/run/shifter is not the node's own any more; run: shifterctl gc --all")
+    syscalls.setns(here)
     builder = Builder(settings, asked, lambda text: _answer("step", text), _build.PREFIX)
     try:
         builder.resolve_image()
     finally:
         _refresh_site(settings, builder.store, home, here)
+    if settings.udiIdleTime == 0 and not asked.once:
+        _answer("again", "")  # the door knows it from the new site file, and asks for a UDI that is not shared
+        return
     key = builder.make(home)
     syscalls.flock(lock, syscalls.LOCK_UN, "lock")
     _answer("ok", key)
@@ -69,16 +72,19 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
         pins.remove_udi(f"{pins.UDIS}/{asked.uid}/{key}")
     from shifter.udi import reap  # after the answer: nobody waits for it
 
-    reap.sweep(settings, asked.uid)
+    try:
+        reap.sweep(settings, asked.uid)
+    except (ShifterError, OSError) as error:
+        _log(asked, "sweep failed", describe(error))
 
 
 def _refresh_site(settings: config.Config, opened: "store.Store | None", home: int, here: int) -> None:
-    """Write the site file; in the home namespace, where it is. A ``local:`` image alone needs no store."""
+    """Write the site file; in the home namespace, where it is. A ``local:`` image needs no store."""
     if opened is None:
         try:
             opened = store.Store.open(settings.imagePath)
         except ShifterError:
-            return
+            pass
     syscalls.setns(home)
     records.write_site(_build.BUILD, settings, opened)
     syscalls.setns(here)
