@@ -73,7 +73,7 @@ class Config:
         self.siteEnvAppend: "list[str]" = []
         self.siteEnvPrepend: "list[str]" = []
         self.siteEnvUnset: "list[str]" = []
-        self.mountPropagationStyle = "private"
+        self.mountPropagationStyle = "slave"
         self.devpts = "auto"
         self.usersToImport: "list[str]" = []
         self.maxGroupCount = 0

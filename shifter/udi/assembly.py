@@ -9,11 +9,15 @@ import posix
 
 from shifter.errors import BuildError
 from shifter.linux import paths, syscalls
+from shifter.linux.identity import Identity
 
 ROOT_ATTRIBUTES = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 LOCKED_ATTRIBUTES = ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_RDONLY
 MAX_ENTRIES = 1024
 """Entries of one image directory that are bound one by one. Real roots have about 20; each costs a mount."""
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+"""Why a directory of the image is taken for one that it does not have; EACCES: it is closed to the user, and stays so."""
 
 OVERLAY_OPTIONS: "dict[str, str | None]" = {
     # Nothing in an image may make overlayfs look elsewhere; these are the documented off switches.
@@ -31,11 +35,13 @@ class Assembly:
     vanish with the old root; so nothing of the construction is visible inside.
     """
 
-    def __init__(self, procfs: int, image_root: int, image_recursive: bool) -> None:
+    def __init__(self, procfs: int, image_root: int, reader: Identity, image_recursive: bool) -> None:
         self.procfs = procfs
         self.image_root = image_root
-        self.image_device = posix.fstat(image_root).st_dev
-        self.image_clone = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if image_recursive else 0)
+        self.reader = reader
+        """With whose rights the image is looked at: the user's for a directory of theirs, the store's owner's for ours."""
+        self.image_recursive = image_recursive
+        """The image is a tree of the node, in which mounts may hide what nobody is to see: they come along everywhere."""
         self.root = self._new_tmpfs("/udi", "16m")
         self.generated = self._new_tmpfs("/generated", "16m")
         self.root_device = posix.fstat(self.root).st_dev
@@ -77,14 +83,12 @@ class Assembly:
         finally:
             posix.close(current)
 
-    def make_file(self, path: str) -> None:
-        """Make the empty file *path* on the root tmpfs, to be mounted on; its directory exists."""
+    def make_file(self, path: str, data: bytes = b"", mode: int = 0o644) -> None:
+        """Make the file *path* on the root tmpfs; its directory exists."""
         directory, _, name = path.rpartition("/")
         parent = self.open(directory or "/", posix.O_RDONLY | posix.O_DIRECTORY)
         try:
-            posix.close(
-                posix.open(name, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW, 0o644, dir_fd=parent)
-            )
+            write_new(parent, name, data, mode)
         finally:
             posix.close(parent)
 
@@ -97,15 +101,32 @@ class Assembly:
         finally:
             posix.close(parent)
 
-    def write_generated(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """Write a file on the tmpfs of generated files; *path* is relative and its directory exists."""
-        flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW
-        fd = posix.open(path, flags, mode, dir_fd=self.generated)
-        try:
-            posix.fchmod(fd, mode)
-            posix.write(fd, data)
-        finally:
-            posix.close(fd)
+    def new_layer(self, parts: "list[tuple[str, bool]]", like: "posix.stat_result | None" = None) -> str:
+        """Make a directory on the tmpfs of generated files that holds *parts*, (relative path, is a directory) each.
+
+        Mode and owner are those of *like*: a merged directory takes them from its topmost layer. Returns its name.
+        """
+        layer = f"layer{self._layers}"
+        self._layers += 1
+        posix.mkdir(layer, 0o755, dir_fd=self.generated)
+        if like is not None:
+            posix.chown(layer, like.st_uid, like.st_gid, dir_fd=self.generated)
+            posix.chmod(layer, like.st_mode & 0o1777, dir_fd=self.generated)
+        for path, directory in parts:
+            names = path.split("/")
+            made = layer
+            for name in names if directory else names[:-1]:
+                made += "/" + name
+                try:
+                    posix.mkdir(made, 0o755, dir_fd=self.generated)
+                except FileExistsError:
+                    pass
+            if not directory:
+                try:
+                    write_new(self.generated, f"{layer}/{path}", b"", 0o644)
+                except FileExistsError:
+                    pass
+        return layer
 
     def attach(self, mount: int, path: str) -> None:
         """Attach the detached *mount* on the existing *path*; both are directories or neither is. Closes *mount*."""
@@ -120,71 +141,141 @@ class Assembly:
 
     def clone_image(self, fd: int) -> int:
         """Return a detached mount of the image entry *fd*."""
-        return syscalls.open_tree(fd, "", self.image_clone | syscalls.AT_EMPTY_PATH)
+        recursive = syscalls.AT_RECURSIVE if self.image_recursive else 0
+        return syscalls.open_tree(fd, "", syscalls.OPEN_TREE_CLONE | recursive | syscalls.AT_EMPTY_PATH)
 
-    def image_entries(self, path: str) -> "list[tuple[str, int]]":
-        """Return (name, st_mode type bits) of the entries of the image directory *path*; none if it is no directory.
+    def open_image(self, path: str, flags: int) -> int:
+        """Open *path* of the image, symlinks staying inside, with the reader's rights. Raises OSError."""
+        with self.reader:
+            return paths.open_in_root(self.image_root, path, flags)
 
-        Raises BuildError for a directory with more than MAX_ENTRIES entries.
+    def image_entries(self, path: str) -> "list[str]":
+        """Return the sorted names of the entries of the image directory *path*; none if it is no directory, or closed.
+
+        Raises BuildError for a directory with more than MAX_ENTRIES entries, or a root that the reader may not read.
         """
         try:
-            fd = paths.open_in_root(self.image_root, path, posix.O_RDONLY | posix.O_DIRECTORY)
+            fd = self.open_image(path, posix.O_RDONLY | posix.O_DIRECTORY)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+            if error.errno in ABSENT and (path != "/" or error.errno != errno.EACCES):
                 return []
-            raise
-        found = []
+            raise BuildError(f"directory {path} of the image can't be read: {error.strerror}") from None
         try:
-            with posix.scandir(fd) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        kind = paths.S_IFLNK
-                    elif entry.is_dir(follow_symlinks=False):
-                        kind = paths.S_IFDIR
-                    elif entry.is_file(follow_symlinks=False):
-                        kind = paths.S_IFREG
-                    else:
-                        continue  # a device, FIFO or socket of an image means nothing on this node
-                    found.append((entry.name, kind))
-                    if len(found) > MAX_ENTRIES:
-                        raise BuildError(
-                            f"the image has more than {MAX_ENTRIES} entries in {path}; it can't be a root file system"
-                        )
+            with self.reader:
+                return self._names(fd, path)
         finally:
             posix.close(fd)
-        return sorted(found)
 
-    def overlay(self, path: str, names: "list[str]") -> None:
-        """Cover the image directory *path* by itself plus the new, empty directories *names* (relative paths)."""
-        layer = f"layer{self._layers}"
-        self._layers += 1
-        posix.mkdir(layer, dir_fd=self.generated)
-        lower = self.open(path, syscalls.O_PATH | posix.O_DIRECTORY)
-        # The merged directory takes its mode and owner from the topmost layer.
-        posix.chmod(layer, posix.fstat(lower).st_mode & 0o1777, dir_fd=self.generated)
+    @staticmethod
+    def _names(fd: int, path: str) -> "list[str]":
+        names = []
+        with posix.scandir(fd) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > MAX_ENTRIES:
+                    raise BuildError(
+                        f"the image has more than {MAX_ENTRIES} entries in {path}; it can't be a root file system"
+                    )
+        return sorted(names)
+
+    def bind_entries(self, source: int, names: "list[str]", target: str) -> None:
+        """Show the image entries *names* of the directory *source* in the writable directory *target*, if not there yet.
+
+        Directories and files are bound, symlinks made anew; a device, FIFO or socket of an image means nothing here.
+        What an entry is, is asked of its descriptor: the tree may be the user's, and change meanwhile.
+        """
+        base = target.rstrip("/")
         for name in names:
-            made = layer
-            for part in name.split("/"):
-                made = f"{made}/{part}"
+            try:
+                with self.reader:
+                    flags = syscalls.O_PATH | posix.O_NOFOLLOW
+                    entry = syscalls.openat2(source, name, flags, syscalls.RESOLVE_BENEATH)
+            except (FileNotFoundError, PermissionError):
+                continue  # removed meanwhile; or a directory that the user may list and not search
+            try:
+                kind = posix.fstat(entry).st_mode & paths.S_IFMT
+                here = f"{base}/{name}"
                 try:
-                    posix.mkdir(made, 0o755, dir_fd=self.generated)
+                    if kind == paths.S_IFLNK:
+                        self.symlink(here, posix.readlink("", dir_fd=entry))
+                    elif kind == paths.S_IFDIR:
+                        self._make_one_directory(here)
+                    elif kind == paths.S_IFREG:
+                        self.make_file(here)
                 except FileExistsError:
-                    pass
-        self.attach(self.overlay_mount(layer, lower), path)
-        posix.close(lower)
+                    continue
+                if kind in (paths.S_IFDIR, paths.S_IFREG):
+                    self.attach(self.clone_image(entry), here)
+            finally:
+                posix.close(entry)
 
-    def overlay_mount(self, layer: str, lower: int) -> int:
+    def _make_one_directory(self, path: str) -> None:
+        directory, _, name = path.rpartition("/")
+        parent = self.open(directory or "/", posix.O_RDONLY | posix.O_DIRECTORY)
+        try:
+            posix.mkdir(name, 0o755, dir_fd=parent)
+        finally:
+            posix.close(parent)
+
+    def merge(self, layer: str, lower: int, path: str) -> None:
+        """Cover *path* of the UDI by the generated *layer* above the image directory *lower* (a descriptor); read-only.
+
+        An image of ours is overlaid. In a tree of the node the entries are bound one by one, each with the mounts below
+        it: an overlay would show what those hide.
+        """
+        if not self.image_recursive:
+            self.attach(self._overlay(layer, lower), path)
+            return
+        self.attach(self._layer_mount(layer), path)
+        with self.reader:
+            listing = syscalls.openat2(lower, ".", posix.O_RDONLY | posix.O_DIRECTORY, syscalls.RESOLVE_BENEATH)
+            names = self._names(listing, path)
+        posix.close(listing)
+        self.bind_entries(lower, names, path)
+        top = self.open(path, syscalls.O_PATH | posix.O_DIRECTORY)
+        syscalls.mount_setattr(top, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
+        posix.close(top)
+
+    def attach_layer(self, layer: str, path: str) -> None:
+        """Mount the generated directory *layer* on *path*, read-only."""
+        mount = self._layer_mount(layer)
+        syscalls.mount_setattr(mount, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
+        self.attach(mount, path)
+
+    def _layer_mount(self, layer: str) -> int:
+        own = posix.open(layer, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=self.generated)
+        try:
+            return syscalls.open_tree(own, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+        finally:
+            posix.close(own)
+
+    def _overlay(self, layer: str, lower: int) -> int:
         """Return a read-only overlay of the generated directory *layer* above the directory *lower* (a descriptor).
 
         Both lower layers, no upper one: nothing is ever written. Attached at /lower first, since fsconfig strings are
-        limited to 255 bytes and a colon in an image's path would end it.
+        limited to 255 bytes and a colon in an image's path would end it. Made with the reader's rights, which overlayfs
+        keeps and uses whenever it touches a layer.
         """
         self._attach_at(syscalls.open_tree(lower, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH), "/lower")
         options = {"source": "udi", "lowerdir": f"/generated/{layer}:/lower", **OVERLAY_OPTIONS}
-        return syscalls.new_mount("overlay", options, LOCKED_ATTRIBUTES)
+        with self.reader:
+            return syscalls.new_mount("overlay", options, LOCKED_ATTRIBUTES)
 
     def become_root(self) -> None:
         """Make the root read-only and pivot into it; what was built around it goes away."""
         syscalls.mount_setattr(self.root, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
         posix.fchdir(self.root)
         syscalls.pivot_root_here()
+
+
+def write_new(directory: int, name: str, data: bytes, mode: int) -> None:
+    """Write the new file *name* below the descriptor *directory*, whole; its mode is *mode* whatever the umask."""
+    flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    fd = posix.open(name, flags, mode, dir_fd=directory)
+    try:
+        posix.fchmod(fd, mode)
+        view = memoryview(data)
+        while view:
+            view = view[posix.write(fd, view) :]
+    finally:
+        posix.close(fd)

@@ -6,12 +6,13 @@ private copy of the store namespace, where the UDI is put together from descript
 result; the record appears last, by rename, when all that it promises is there. Part of the build path.
 """
 
+import errno
 import posix
 import time
 
 from shifter import fields, volumes
 from shifter.config import Config
-from shifter.errors import AccessError, BuildError, ImageError, describe
+from shifter.errors import AccessError, BuildError, ImageError, ShifterError
 from shifter.images import meta, reference, store
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import Identity
@@ -60,7 +61,7 @@ class Builder:
                 raise AccessError(
                     f"{ref}: this site does not allow directories as images (allowLocalChroot in udiRoot.conf is 0)"
                 )
-            self.local = self._open_as_user(ref.name, "image")
+            self.local = self._open_as_user(ref.name, "image", ImageError)
             self.image_name = str(ref)
             return
         self.store = store.Store.open(self.config.imagePath)
@@ -99,8 +100,9 @@ class Builder:
         image_root = self._image_root(where, image_tree)
 
         self.step("putting the UDI together")
-        assembly = Assembly(procfs, image_root, image_recursive=self.local >= 0)
-        shell = self._shell(image_root)
+        reader = self.user if self.local >= 0 else owner if image_tree >= 0 else Identity(0, 0)
+        assembly = Assembly(procfs, image_root, reader, image_recursive=self.local >= 0)
+        shell = self._shell(assembly)
         operations = self._plan(system, site, users, devpts, files.files(shell))
         plan.execute(operations, assembly)
         assembly.become_root()
@@ -111,19 +113,26 @@ class Builder:
         posix.close(caller)
         return self._publish(namespace, assembly.root_device, devpts, shell)
 
-    def _open_as_user(self, path: str, what: str) -> int:
-        """Open the directory *path* of the caller's namespace with the user's rights, and remember what it was."""
+    def _open_as_user(self, path: str, what: str, kind: "type[ShifterError]" = BuildError) -> int:
+        """Open the directory *path* of the caller's namespace with the user's rights, and remember what it was.
+
+        Raises *kind*, or AccessError for what may never be mounted.
+        """
         self.step(f"opening {what} {path} as the user")
         flags = syscalls.O_PATH | posix.O_DIRECTORY
         try:
             with self.user:
                 fd = syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
         except OSError as error:
-            kind = ImageError if what == "image" else BuildError
-            raise kind(f"{what} {path}: {describe_errno(error)}") from None
+            raise kind(f"{what} {path}: {source_fault(error)}") from None
         if syscalls.filesystem_magic(fd) in _FORBIDDEN_SOURCES:
-            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a UDI")
-        status = posix.fstat(fd)
+            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a container")
+        try:
+            status = posix.fstat(fd)
+        except OSError as error:  # FUSE without allow_other shows nothing to anybody but its owner
+            raise kind(
+                f"{what} {path}: its file system refuses root ({error.strerror}); mount it with allow_other"
+            ) from None
         self.sources.append((status.st_dev, status.st_ino, path))
         return fd
 
@@ -132,47 +141,69 @@ class Builder:
             return False
         return "slave" in flags or self.config.mountPropagationStyle == "slave"
 
-    def _site_binds(self) -> "list[plan.Operation]":
+    def _site_binds(self) -> "list[plan.Bind]":
         """Clone the sources of siteFs, as root: they are the site's."""
-        binds: list[plan.Operation] = []
+        binds: list[plan.Bind] = []
         for mount in self.config.siteFs:
             try:
                 source = posix.open(mount.source, syscalls.O_PATH | posix.O_CLOEXEC)
+                directory = paths.is_directory(posix.fstat(source).st_mode)
+                attributes = ROOT_ATTRIBUTES | (syscalls.MOUNT_ATTR_RDONLY if "ro" in mount.flags else 0)
+                clone = plan.clone_for_udi(source, "rec" in mount.flags, self._slave(mount.flags), attributes)
+                posix.close(source)
             except OSError as error:
-                raise BuildError(f"siteFs {mount.source}: {describe_errno(error)} ({mount.where})") from None
-            attributes = ROOT_ATTRIBUTES | (syscalls.MOUNT_ATTR_RDONLY if "ro" in mount.flags else 0)
-            clone = plan.clone_for_udi(source, "rec" in mount.flags, self._slave(mount.flags), attributes)
-            posix.close(source)
-            binds.append(plan.Bind(mount.target, mount.source, clone, " ".join(mount.flags), mount.where))
-        return binds
+                raise BuildError(f"siteFs source {mount.source}: {source_fault(error)} ({mount.where})") from None
+            binds.append(
+                plan.Bind(
+                    mount.target, mount.source, clone, " ".join(mount.flags), f"siteFs at {mount.where}", directory
+                )
+            )
+        return parents_first(binds)
 
-    def _user_binds(self) -> "list[plan.Operation]":
+    def _user_binds(self) -> "list[plan.Bind]":
         """Open and clone the user's volumes: recursively, so that nothing which a mount hides is uncovered."""
-        binds: list[plan.Operation] = []
+        binds: list[plan.Bind] = []
         for text in self.request.volumes:
             for volume in volumes.parse_user(text):
                 source = self._open_as_user(volume.source, "volume")
                 attributes = ROOT_ATTRIBUTES | (syscalls.MOUNT_ATTR_RDONLY if "ro" in volume.flags else 0)
-                clone = plan.clone_for_udi(source, True, self._slave(), attributes)
+                try:
+                    clone = plan.clone_for_udi(source, True, self._slave(), attributes)
+                except OSError as error:
+                    raise BuildError(f"volume {volume.source}: {source_fault(error)}") from None
                 posix.close(source)
                 flags = " ".join(("rec", *volume.flags))
-                binds.append(plan.Bind(volume.target, volume.source, clone, flags, f"--volume={volume}", self.user))
-        return binds
+                reason = f"--volume={volume}"
+                binds.append(plan.Bind(volume.target, volume.source, clone, flags, reason, identity=self.user))
+        return parents_first(binds)
 
-    def _system_binds(self) -> "list[plan.Operation]":
-        """Clone what every UDI has of the node: /dev, /sys, /tmp and /var/tmp."""
+    def _system_binds(self) -> "list[plan.Bind]":
+        """Clone what every UDI has of the node: /dev, /sys, /tmp and /var/tmp, and Shifter itself, if it is in /opt."""
         locked = ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOEXEC
-        wanted = [("/dev", True, syscalls.MOUNT_ATTR_NOSUID), ("/sys", False, locked)]
+        slave = self._slave()
+        wanted = [("/dev", True, syscalls.MOUNT_ATTR_NOSUID, slave), ("/sys", False, locked, False)]
         if self.host.is_mounted("/sys/fs/cgroup"):
-            wanted.append(("/sys/fs/cgroup", True, locked))
-        wanted += [("/tmp", True, ROOT_ATTRIBUTES), ("/var/tmp", True, ROOT_ATTRIBUTES)]
-        binds: list[plan.Operation] = []
-        for path, recursive, attributes in wanted:
-            source = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-            clone = plan.clone_for_udi(source, recursive, self._slave(), attributes)
+            wanted.append(("/sys/fs/cgroup", True, locked, False))
+        wanted += [("/tmp", True, ROOT_ATTRIBUTES, slave), ("/var/tmp", True, ROOT_ATTRIBUTES, slave)]
+        if self._own_opt():
+            wanted.append((self.prefix, False, ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_RDONLY, False))
+        binds: list[plan.Bind] = []
+        for path, recursive, attributes, propagates in wanted:
+            try:
+                source = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            except FileNotFoundError:
+                if path == "/var/tmp":
+                    continue
+                raise
+            clone = plan.clone_for_udi(source, recursive, propagates, attributes)
             posix.close(source)
             binds.append(plan.Bind(path, path, clone, "rec" if recursive else "", "every UDI has it"))
         return binds
+
+    def _own_opt(self) -> str:
+        """Return NAME if Shifter is installed in /opt/NAME, else ""; the image's own /opt/NAME is then not shown."""
+        parts = volumes.components(self.prefix)
+        return parts[1] if len(parts) == 2 and parts[0] == "opt" else ""
 
     def _devpts_mode(self) -> str:
         """Return ``host`` when ptys of the node's /dev/pts get the container's tty group, else ``private``.
@@ -201,24 +232,24 @@ class Builder:
         posix.close(directory)
         return tree
 
-    def _shell(self, image_root: int) -> str:
+    def _shell(self, assembly: Assembly) -> str:
         """Return the user's login shell if the image has it, else /bin/sh."""
         if self.account.shell.startswith("/"):
             try:
-                fd = paths.open_in_root(image_root, self.account.shell)
+                fd = assembly.open_image(self.account.shell, syscalls.O_PATH)
             except OSError:
                 return "/bin/sh"
-            executable = posix.fstat(fd).st_mode & 0o111 and not paths.is_directory(posix.fstat(fd).st_mode)
+            mode = posix.fstat(fd).st_mode
             posix.close(fd)
-            if executable:
+            if mode & 0o111 and mode & paths.S_IFMT == paths.S_IFREG:
                 return self.account.shell
         return "/bin/sh"
 
     def _plan(
         self,
-        system: "list[plan.Operation]",
-        site: "list[plan.Operation]",
-        users: "list[plan.Operation]",
+        system: "list[plan.Bind]",
+        site: "list[plan.Bind]",
+        users: "list[plan.Bind]",
         devpts: str,
         files: "list[tuple[str, bytes, int]]",
     ) -> "list[plan.Operation]":
@@ -227,7 +258,7 @@ class Builder:
         own = [plan.Directory("/" + name, ours) for name in ("dev", "proc", "run", "sys")]
         own += [plan.Directory("/var/spool", ours), plan.Directory("/var/empty", ours, 0o700)]
         own += [plan.Directory("/tmp", ours), plan.Directory("/var/tmp", ours)]
-        door = f"{self.prefix}/bin"
+        shifter = self._own_opt()
         operations: list[plan.Operation] = [
             *own,
             plan.Symlink("/var/run", "/run", ours),
@@ -235,10 +266,9 @@ class Builder:
             plan.ImageDirectory("/", _OWN_TOP, image),
             plan.ImageDirectory("/var", _OWN_VAR, image),
             plan.Directory("/opt", ours),
-            plan.ImageDirectory(
-                "/opt", ("udiImage",) + ((self.prefix.split("/")[2],) if door.startswith("/opt/") else ()), image
-            ),
-            plan.EtcOverlay(files, [("mtab", "/proc/mounts")], ours),
+            *([plan.Directory("/opt/" + shifter, ours)] if shifter else []),
+            plan.ImageDirectory("/opt", ("udiImage", shifter), image),
+            plan.Etc(files, [("mtab", "/proc/mounts")], ours),
             *system,
             plan.NewMount("/proc", "proc", self._proc_options(), ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_NOEXEC, ours),
         ]
@@ -252,8 +282,8 @@ class Builder:
             )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if site:
-            operations.append(plan.MountPoints([bind.path for bind in site], self.config.where("siteFs")))
-        return operations + site + users
+            operations.append(plan.MountPoints(site, [bind.path for bind in system] + ["/proc"]))
+        return [*operations, *site, *users]
 
     def _proc_options(self) -> "dict[str, str | None]":
         """Return the options that keep the node's own hidepid, gid and subset in force in a new procfs."""
@@ -307,11 +337,20 @@ class Builder:
         return key
 
 
-def describe_errno(error: OSError) -> str:
-    """Return why a path of the user can't be used; ELOOP is also what RESOLVE_NO_MAGICLINKS answers."""
-    if error.errno == 40:
+def source_fault(error: OSError) -> str:
+    """Return why a path of the node can't be mounted; ELOOP is also what RESOLVE_NO_MAGICLINKS answers."""
+    if error.errno == errno.ELOOP:
         return "too many symbolic links, or one of procfs (like /proc/self/fd/N), which would be the builder's"
-    return describe(OSError(error.errno, error.strerror))
+    if error.errno == errno.ENOTDIR:
+        return "is not a directory; only directories can be mounted"
+    if error.errno == errno.EINVAL:
+        return "this mount can't be shown elsewhere (it is unbindable)"
+    return posix.strerror(error.errno or 0)
+
+
+def parents_first(binds: "list[plan.Bind]") -> "list[plan.Bind]":
+    """Return *binds* ordered by the depth of their targets, so that none hides one that was named before it."""
+    return sorted(binds, key=lambda bind: len(volumes.components(bind.path)))
 
 
 def json_string(text: str) -> str:

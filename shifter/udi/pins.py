@@ -163,7 +163,7 @@ def _make_store_namespace(run: int) -> None:
             unshare_until_younger(home, procfs)
             syscalls.mount_setattr(syscalls.AT_FDCWD, "/", propagation=syscalls.MS_PRIVATE, recursive=True)
             root = syscalls.new_mount(
-                "tmpfs", {"source": "shifter-store", "mode": "700", "size": "1m"}, syscalls.MOUNT_ATTR_NOSUID
+                "tmpfs", {"source": "shifter-store", "mode": "711", "size": "1m"}, syscalls.MOUNT_ATTR_NOSUID
             )
             for name in STORE_DIRECTORIES:
                 posix.mkdir(name, 0o700, dir_fd=root)
@@ -244,6 +244,9 @@ def write_file(path: str, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[posix.write(fd, view) :]
+    except OSError as error:
+        posix.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         posix.close(fd)
     posix.rename(temporary, path)

@@ -10,7 +10,7 @@ from shifter import volumes
 from shifter.errors import BuildError, ShifterError, describe
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import Identity
-from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
+from shifter.udi.assembly import ABSENT, ROOT_ATTRIBUTES, Assembly, write_new
 
 
 class Operation:
@@ -58,7 +58,7 @@ class Symlink(Operation):
 
 
 class File(Operation):
-    """A small generated file, made beside the root and bound, so that it stays when the root is read-only."""
+    """A small generated file on the UDI's own root."""
 
     def __init__(self, path: str, data: bytes, reason: str, mode: int = 0o644) -> None:
         super().__init__(path, reason)
@@ -69,13 +69,7 @@ class File(Operation):
         return f"file {self.path}, {len(self.data)} bytes ({self.reason})"
 
     def execute(self, assembly: Assembly) -> None:
-        directory, _, name = self.path.rpartition("/")
-        parent = assembly.open(directory or "/", posix.O_RDONLY | posix.O_DIRECTORY)
-        flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW
-        fd = posix.open(name, flags, self.mode, dir_fd=parent)
-        posix.write(fd, self.data)
-        posix.close(fd)
-        posix.close(parent)
+        assembly.make_file(self.path, self.data, self.mode)
 
 
 class ImageDirectory(Operation):
@@ -93,26 +87,14 @@ class ImageDirectory(Operation):
         return f"image content of {self.path}{without}, read-only ({self.reason})"
 
     def execute(self, assembly: Assembly) -> None:
-        base = self.path.rstrip("/")
-        for name, kind in assembly.image_entries(self.path):
-            if name in self.skip:
-                continue
-            target = f"{base}/{name}"
-            source = paths.open_in_root(assembly.image_root, target, syscalls.O_PATH | posix.O_NOFOLLOW)
-            try:
-                if kind == paths.S_IFLNK:
-                    assembly.symlink(target, posix.readlink("", dir_fd=source))
-                    continue
-                if kind == paths.S_IFDIR:
-                    assembly.make_directory(target)
-                else:
-                    assembly.make_file(target)
-                assembly.attach(assembly.clone_image(source), target)
-            finally:
-                posix.close(source)
+        names = [name for name in assembly.image_entries(self.path) if name not in self.skip]
+        if names:
+            source = assembly.open_image(self.path, syscalls.O_PATH | posix.O_DIRECTORY)
+            assembly.bind_entries(source, names, self.path)
+            posix.close(source)
 
 
-class EtcOverlay(Operation):
+class Etc(Operation):
     """/etc: generated files above the image's own directory, read-only. Covers files that the image lacks."""
 
     def __init__(self, files: "list[tuple[str, bytes, int]]", links: "list[tuple[str, str]]", reason: str) -> None:
@@ -125,56 +107,81 @@ class EtcOverlay(Operation):
         return f"/etc of the image below generated {' '.join(names)} ({self.reason})"
 
     def execute(self, assembly: Assembly) -> None:
-        posix.mkdir("etc", 0o755, dir_fd=assembly.generated)
-        for name, data, mode in self.files:
-            assembly.write_generated(f"etc/{name}", data, mode)
-        for name, text in self.links:
-            posix.symlink(text, f"etc/{name}", dir_fd=assembly.generated)
         assembly.make_directory("/etc")
+        layer = assembly.new_layer([])
+        for name, data, mode in self.files:
+            write_new(assembly.generated, f"{layer}/{name}", data, mode)
+        for name, text in self.links:
+            posix.symlink(text, f"{layer}/{name}", dir_fd=assembly.generated)
         try:
-            lower = paths.open_in_root(assembly.image_root, "/etc", syscalls.O_PATH | posix.O_DIRECTORY)
+            lower = assembly.open_image("/etc", posix.O_RDONLY | posix.O_DIRECTORY)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in ABSENT:
                 raise
-            own = posix.open("etc", syscalls.O_PATH | posix.O_DIRECTORY, dir_fd=assembly.generated)
-            mount = syscalls.open_tree(own, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
-            syscalls.mount_setattr(mount, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
-            posix.close(own)
+            assembly.attach_layer(layer, "/etc")
         else:
-            mount = assembly.overlay_mount("etc", lower)
+            assembly.merge(layer, lower, "/etc")
             posix.close(lower)
-        assembly.attach(mount, "/etc")
 
 
 class Bind(Operation):
     """A directory or file of the node, cloned beforehand in the caller's namespace (*mount*, a detached mount)."""
 
     def __init__(
-        self, path: str, source: str, mount: int, flags: str, reason: str, identity: "Identity | None" = None
+        self,
+        path: str,
+        source: str,
+        mount: int,
+        flags: str,
+        reason: str,
+        directory: bool = True,
+        identity: "Identity | None" = None,
     ) -> None:
         super().__init__(path, reason)
         self.source = source
         self.mount = mount
         self.flags = flags
+        self.directory = directory
         self.identity = identity
+        """The user whose volume it is; None: the site's or our own."""
 
     def describe(self) -> str:
-        return f"bind {self.source} on {self.path} {self.flags} ({self.reason})"
+        flags = f" {self.flags}" if self.flags else ""
+        return f"bind {self.source} on {self.path}{flags} ({self.reason})"
 
     def execute(self, assembly: Assembly) -> None:
-        if self.identity is None:
-            assembly.attach(self.mount, self.path)
-            return
-        with self.identity:  # the user's own rights decide which target can be reached
-            target = assembly.open(self.path)
         try:
-            refuse_reserved(assembly.resolved(target), self.path)
-            if not paths.is_directory(posix.fstat(target).st_mode):
-                raise BuildError(f"{self.path} is not a directory")
+            target = self._open_target(assembly)
+        except OSError as error:
+            raise BuildError(f"{self.path} {_missing(error, self.identity is not None)}") from None
+        try:
+            if self.identity is not None:
+                refuse_reserved(assembly.resolved(target), self.path)
+            if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
+                ours, theirs = ("directory", "a file") if self.directory else ("file", "a directory")
+                raise BuildError(
+                    f"{self.path} is {theirs} in the container; the {ours} {self.source} can't be mounted on it"
+                )
             syscalls.move_mount(self.mount, target, self.path)
         finally:
             posix.close(target)
             posix.close(self.mount)
+
+    def _open_target(self, assembly: Assembly) -> int:
+        if self.identity is None:
+            return assembly.open(self.path)
+        with self.identity:  # the user's own rights decide which target can be reached
+            return assembly.open(self.path)
+
+
+def _missing(error: OSError, volume: bool) -> str:
+    """Return why a mount point can't be opened, and for a user what to do."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        hint = ": a volume needs an existing directory of the image, the site or /tmp" if volume else ""
+        return f"does not exist in the container{hint}"
+    if error.errno == errno.ELOOP:
+        return "leads through too many symbolic links of the image"
+    return f"can't be reached in the container: {error.strerror}"
 
 
 class NewMount(Operation):
@@ -212,59 +219,82 @@ class BindInside(Operation):
 
 
 class MountPoints(Operation):
-    """Directories that mounts of the site need and the image lacks.
+    """Mount points that mounts of the site need and the image lacks.
 
-    On the UDI's own root they are simply made. Inside the image, the nearest existing directory is overlaid, once for
-    all of them. Inside another mount of the site nothing is invented: it must be there.
+    On the UDI's own root they are simply made. Inside the image, the nearest existing directory is covered by itself
+    and all the new ones. Inside anything else of the node nothing is invented: it must be there.
     """
 
-    def __init__(self, targets: "list[str]", reason: str) -> None:
-        super().__init__(" ".join(targets), reason)
-        self.targets = targets
+    def __init__(self, binds: "list[Bind]", reserved: "list[str]") -> None:
+        super().__init__(" ".join(bind.path for bind in binds), ", ".join(dict.fromkeys(b.reason for b in binds)))
+        self.binds = binds
+        self.reserved = reserved
+        """Where directories of the node are mounted already."""
 
     def describe(self) -> str:
         return f"mount points {self.path} ({self.reason})"
 
     def execute(self, assembly: Assembly) -> None:
-        overlays: dict[str, list[str]] = {}
-        for index, target in enumerate(self.targets):
-            if any(is_below(target, earlier) for earlier in self.targets[:index]):
-                continue
+        covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
+        for index, bind in enumerate(self.binds):
+            if any(is_below(bind.path, earlier.path) for earlier in self.binds[:index]):
+                continue  # in what the earlier one shows, or on it
+            self.reason = bind.reason  # what a failure is blamed on
             try:
-                posix.close(assembly.open(target))
+                posix.close(assembly.open(bind.path))
             except FileNotFoundError:
-                parent, rest = self._nearest(assembly, target)
-                device = posix.fstat(parent).st_dev
-                where = assembly.resolved(parent)
-                posix.close(parent)
-                if device == assembly.root_device:
-                    assembly.make_directory(f"{where.rstrip('/')}/{rest}")
-                elif device == assembly.image_device:
-                    overlays.setdefault(where, []).append(rest)
-                else:
-                    raise BuildError(f"{target} does not exist in the UDI, and can't be made inside {where}") from None
-        for where, names in overlays.items():
-            assembly.overlay(where, names)
+                self._make(assembly, bind, covers)
+            except OSError as error:
+                raise BuildError(f"{bind.path} {_missing(error, False)}") from None
+        for where in sorted(covers):  # a parent before what is below it, which it would hide
+            lower, parts = covers[where]
+            assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
+            posix.close(lower)
+
+    def _make(self, assembly: Assembly, bind: Bind, covers: "dict[str, tuple[int, list[tuple[str, bool]]]]") -> None:
+        parent, rest = self._nearest(assembly, bind.path)
+        where = assembly.resolved(parent)
+        path = f"{where.rstrip('/')}/{rest}"
+        if posix.fstat(parent).st_dev == assembly.root_device:
+            assembly.make_directory(path if bind.directory else path.rpartition("/")[0] or "/")
+            if not bind.directory:
+                assembly.make_file(path)
+            posix.close(parent)
+        elif any(is_below(where, other) for other in self.reserved):
+            raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
+        elif where in covers:
+            covers[where][1].append((rest, bind.directory))
+            posix.close(parent)
+        else:
+            covers[where] = (parent, [(rest, bind.directory)])
 
     @staticmethod
     def _nearest(assembly: Assembly, target: str) -> "tuple[int, str]":
-        """Return (descriptor of the nearest existing directory, the rest of the path)."""
-        parts = target.strip("/").split("/")
-        for count in range(len(parts) - 1, -1, -1):
-            try:
-                fd = assembly.open("/" + "/".join(parts[:count]), syscalls.O_PATH | posix.O_DIRECTORY)
-            except FileNotFoundError:
-                continue
+        """Return (descriptor of the nearest existing directory, the rest of the path).
+
+        A symbolic link to nothing is followed, inside the root: /home -> var/home of an image leads to a new /var/home.
+        """
+        for _ in range(40):
+            parts = volumes.components(target)
+            for count in range(len(parts) - 1, -1, -1):
+                try:
+                    fd = assembly.open("/" + "/".join(parts[:count]), syscalls.O_PATH | posix.O_DIRECTORY)
+                    break
+                except FileNotFoundError:
+                    continue
+                except NotADirectoryError:
+                    raise BuildError(f"{target}: /{'/'.join(parts[:count])} is a file in the container") from None
             rest = parts[count:]
+            if ".." in rest:
+                break
             try:
                 link = posix.readlink(rest[0], dir_fd=fd)
             except OSError:
                 return fd, "/".join(rest)
+            where = "" if link.startswith("/") else assembly.resolved(fd)
             posix.close(fd)
-            raise BuildError(
-                f"{target}: /{'/'.join(parts[: count + 1])} is a symbolic link of the image to {link!r}, which does not exist"
-            )
-        raise BuildError(f"{target} has no parent")
+            target = "/".join((where, link, *rest[1:]))
+        raise BuildError(f"{target} leads through symbolic links of the image to nothing")
 
 
 def refuse_reserved(resolved: str, asked: str) -> None:

@@ -44,7 +44,7 @@ def test_defaults(load: Load) -> None:
         ("defaultImageType", "docker", "default"),
         ("allowLocalChroot", False, "default"),
         *((key, [], "default") for key in ("siteFs", "siteEnv", "siteEnvAppend", "siteEnvPrepend", "siteEnvUnset")),
-        ("mountPropagationStyle", "private", "default"),
+        ("mountPropagationStyle", "slave", "default"),
         ("devpts", "auto", "default"),
         ("usersToImport", [], "default"),
         ("maxGroupCount", 0, "default"),
