@@ -1,4 +1,4 @@
-"""Making the image file: a clean tar stream into sqfstar, or a clean directory for mkfs.erofs.
+"""Making the image file: a clean tar stream for mksquashfs, or a clean directory for mkfs.erofs.
 
 Both get what is in the Tree only, so neither ever sees what a stranger wrote except the contents of files. They run as
 the owner of the store, and write into its directory themselves.
@@ -17,6 +17,9 @@ from shifter.images.tree import DIRECTORY, SYMLINK, Node, Tree
 from shifter.linux.identity import Identity
 
 FORMATS = ("squashfs", "erofs")
+
+_LEVEL = "9"
+"""Of zstd. Debian 12, 224 MiB: 9 takes 5.6 s of CPU time and gives 72.6 MB, the default 15 takes 44 s and gives 68.3 MB."""
 
 _BLOCK = 512
 _WHAT = "the image could not be made"
@@ -60,20 +63,22 @@ def make(fmt: str, content: Content, output: str, account: Identity, work: str, 
 
 def _squashfs(content: Content, output: str, account: Identity, advance: Advance) -> None:
     root = content.tree.root
-    argv = ["sqfstar", "-comp", "zstd", "-all-root", "-no-xattrs", "-quiet", "-no-progress"]
-    argv += ["-root-mode", f"{root.mode:o}", "-root-time", str(root.mtime), output]
+    # Not sqfstar, which is the same program: version 4.5.1 refuses every compression level there.
+    argv = ["mksquashfs", "-", output, "-tar", "-noappend", "-comp", "zstd", "-Xcompression-level", _LEVEL]
+    argv += ["-all-root", "-no-xattrs", "-quiet", "-no-progress"]
+    argv += ["-root-mode", f"{root.mode:o}", "-root-time", str(root.mtime)]
     with Helper(argv, account, stdin=subprocess.PIPE) as tool:
         try:
             _write_tar(content, tool.stdin, advance)
             tool.stdin.close()
         except BrokenPipeError:
             tool.finish(_WHAT)
-            raise ImageError(f"{_WHAT}: sqfstar stopped reading") from None
+            raise ImageError(f"{_WHAT}: mksquashfs stopped reading") from None
         tool.finish(_WHAT)
 
 
 def _write_tar(content: Content, out: IO[bytes], advance: Advance) -> None:
-    """Write the tar stream. The zero blocks at its end are what tells sqfstar that it is whole."""
+    """Write the tar stream. The zero blocks at its end are what tells mksquashfs that it is whole."""
 
     def emit(node: Node, data: IO[bytes]) -> None:
         assert node.path is not None

@@ -206,13 +206,15 @@ def _decompressed(raw: IO[bytes], advance: Advance) -> Iterator[IO[bytes]]:
 @contextmanager
 def _zstd(raw: IO[bytes]) -> Iterator[IO[bytes]]:
     process = subprocess.Popen(
-        ["zstd", "-dc", "--quiet"], stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
+        ["zstd", "-dc", "--quiet"], stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
     )
     assert process.stdout is not None
     try:
         yield process.stdout
-        if process.wait() != 0:
+        # Who has seen enough stops before the end; only at the end zstd's own verdict counts.
+        if not process.stdout.read(1) and process.wait() != 0:
             raise ImageError("zstd could not decompress it")
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()

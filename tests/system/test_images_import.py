@@ -254,7 +254,7 @@ def test_interrupted(node: Node, number: signal.Signals) -> None:
     assert process.communicate(timeout=20)[1].strip() == "shifterimg: interrupted; nothing is left behind"
     assert process.returncode == 128 + number
     assert not left(node)
-    assert not [p for p in node.processes() if "sqfstar" in p.cmdline]
+    assert not [p for p in node.processes() if "mksquashfs" in p.cmdline]
 
 
 @pytest.mark.parametrize("fmt", ["squashfs", "erofs"])
@@ -269,7 +269,7 @@ def test_killed(node: Node, fmt: str) -> None:
     process.kill()
     process.communicate()
     time.sleep(0.2)
-    assert not [p for p in node.processes() if "sqfstar" in p.cmdline or "mkfs" in p.cmdline]
+    assert not [p for p in node.processes() if "mksquashfs" in p.cmdline or "mkfs.erofs" in p.cmdline]
     assert left(node)
     assert node.shifterimg("lookup", "big:1", check=True).stdout.strip() == old.stem
     assert imported(node, "/root/small.tar", "small:1").exists()
@@ -333,7 +333,7 @@ def test_tools_get_no_privilege(node: Node) -> None:
     deadline = time.monotonic() + 20
     while not status and time.monotonic() < deadline:
         for found in node.processes():
-            if found.comm == "sqfstar":
+            if found.comm == "mksquashfs":
                 status = Path(f"/proc/{found.pid}/status").read_text()
     process.send_signal(signal.SIGTERM)
     process.communicate()

@@ -214,13 +214,13 @@ def test_suggestions_name_no_image_of_others(node: Node) -> None:
 
     def look(store: Store) -> None:
         for caller, message in (
-            ((5001, 5001, []), "no image docker:debian:14; did you mean docker:debian:12 or docker:debian:13[?]$"),
-            ((5002, 5002, [5001]), "no image docker:debian:14; did you mean docker:debian:12[?]$"),
+            ((5001, 5001, []), r"no image docker:debian:14; did you mean docker:debian:12 or docker:debian:13[?]$"),
+            ((5002, 5002, [5001]), r"no image docker:debian:14; did you mean docker:debian:12[?]$"),
             (None, r"no image docker:debian:14$"),
         ):
             with pytest.raises(ImageError, match=message):
                 store.resolve(reference.parse("debian:14"), caller)
-        with pytest.raises(ImageError, match="no image docker:something-else:latest$"):
+        with pytest.raises(ImageError, match=r"no image docker:something-else:latest$"):
             store.resolve(reference.parse("something-else"), (5001, 5001, []))
 
     store_in(node, look)

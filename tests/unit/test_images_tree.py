@@ -200,6 +200,13 @@ def test_compressions_and_damage(tmp_path: Path, compression: str) -> None:
             shown(source)
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_an_archive_larger_than_all_pipes(tmp_path: Path, compression: str) -> None:
+    """To tell what it is takes its first member; the decompressor is then in the midst of writing the second one."""
+    (tmp_path / "x").write_bytes(COMPRESSIONS[compression](tar([("f", F, "1"), ("g", F, os.urandom(1 << 20).hex())])))
+    assert [path for path, _ in open_source(str(tmp_path / "x"), "").scan(lambda _: None).walk()] == ["f", "g"]
+
+
 def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     data = bytearray(tar([("a", F, "1"), ("b", F, "2"), ("c", F, "3")]))
     data[1024 + 100] ^= 0x55
