@@ -184,38 +184,38 @@ class Assembly:
         Directories and files are bound, symlinks made anew; a device, FIFO or socket of an image means nothing here.
         What an entry is, is asked of its descriptor: the tree may be the user's, and change meanwhile.
         """
-        base = target.rstrip("/")
-        for name in names:
+        parent = self.open(target, posix.O_RDONLY | posix.O_DIRECTORY)
+        for name, entry in self._open_entries(source, names):
+            kind = posix.fstat(entry).st_mode & paths.S_IFMT
             try:
-                with self.reader:
-                    flags = syscalls.O_PATH | posix.O_NOFOLLOW
-                    entry = syscalls.openat2(source, name, flags, syscalls.RESOLVE_BENEATH)
-            except (FileNotFoundError, PermissionError):
-                continue  # removed meanwhile; or a directory that the user may list and not search
-            try:
-                kind = posix.fstat(entry).st_mode & paths.S_IFMT
-                here = f"{base}/{name}"
-                try:
-                    if kind == paths.S_IFLNK:
-                        self.symlink(here, posix.readlink("", dir_fd=entry))
-                    elif kind == paths.S_IFDIR:
-                        self._make_one_directory(here)
-                    elif kind == paths.S_IFREG:
-                        self.make_file(here)
-                except FileExistsError:
-                    continue
-                if kind in (paths.S_IFDIR, paths.S_IFREG):
-                    self.attach(self.clone_image(entry), here)
-            finally:
-                posix.close(entry)
+                if kind == paths.S_IFLNK:
+                    posix.symlink(posix.readlink("", dir_fd=entry), name, dir_fd=parent)
+                elif kind == paths.S_IFDIR:
+                    posix.mkdir(name, 0o755, dir_fd=parent)
+                elif kind == paths.S_IFREG:
+                    write_new(parent, name, b"", 0o644)
+            except FileExistsError:
+                kind = 0  # the site's and our own come first
+            if kind in (paths.S_IFDIR, paths.S_IFREG):
+                mount = self.clone_image(entry)
+                made = paths.open_in_root(parent, name, syscalls.O_PATH | posix.O_NOFOLLOW)
+                syscalls.move_mount(mount, made, name)
+                posix.close(made)
+                posix.close(mount)
+            posix.close(entry)
+        posix.close(parent)
 
-    def _make_one_directory(self, path: str) -> None:
-        directory, _, name = path.rpartition("/")
-        parent = self.open(directory or "/", posix.O_RDONLY | posix.O_DIRECTORY)
-        try:
-            posix.mkdir(name, 0o755, dir_fd=parent)
-        finally:
-            posix.close(parent)
+    def _open_entries(self, source: int, names: "list[str]") -> "list[tuple[str, int]]":
+        """Open entries of the image directory *source* with the reader's rights, as one change of identity for all."""
+        opened = []
+        with self.reader:
+            for name in names:
+                flags = syscalls.O_PATH | posix.O_NOFOLLOW
+                try:
+                    opened.append((name, syscalls.openat2(source, name, flags, syscalls.RESOLVE_BENEATH)))
+                except (FileNotFoundError, PermissionError):
+                    pass  # removed meanwhile; or a directory that the user may list and not search
+        return opened
 
     def merge(self, layer: str, lower: int, path: str) -> None:
         """Cover *path* of the UDI by the generated *layer* above the image directory *lower* (a descriptor); read-only.
