@@ -479,7 +479,7 @@ static int run_builder(const struct document *request, int lock, bool verbose)
             if (key_is(field, "step")) {
                 snprintf(step, sizeof step, "%s", value);
                 if (verbose)
-                    dprintf(2, "shifter: %s\n", value);
+                    say("%s", value);
             } else if (key_is(field, "error")) {
                 die("%s", value);
             } else if (key_is(field, "ok") || key_is(field, "again")) {
@@ -675,7 +675,7 @@ static _Noreturn void launch_command(struct launch *launch)
         }
         if (namespace >= 0) {
             if (verbose)
-                dprintf(2, "shifter: entering the UDI of %s, built %s\n", field_first(&launch->record, "image"), attempt ? "now" : "before");
+                say("entering the UDI of %s, built %s", field_first(&launch->record, "image"), attempt ? "now" : "before");
             close(run);
             if (lock >= 0)
                 close(lock);
@@ -717,7 +717,7 @@ int main(int argc, char **argv)
     read_command_line(&asked, argc, argv);
     if (caller.gid == 0)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
-    if (!asked.image)
+    if (!asked.image || !*asked.image)
         show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
     refuse_user_namespace();
     raise_privilege();

@@ -47,6 +47,7 @@ struct caller {
 /* parse.c */
 enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
 
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void *need(void *memory);
 void list_add(struct list *list, const char *item);

@@ -215,7 +215,7 @@ static void choose_directory(const struct invocation *asked, const struct caller
     const char *where = home && chdir(home) == 0 ? home : "/";
     if (where != home && chdir("/") != 0)
         die("can't enter /: %s", strerror(errno));
-    dprintf(2, "shifter: the working directory %s is not there in the container; using %s\n", caller->cwd ? caller->cwd : "(unreachable)", where);
+    say("the working directory %s is not there in the container; using %s", caller->cwd ? caller->cwd : "(unreachable)", where);
 }
 
 static _Noreturn void execute(struct list *words, struct list *env, const struct caller *caller)
@@ -234,7 +234,7 @@ static _Noreturn void execute(struct list *words, struct list *env, const struct
         text = "neither a program for this machine nor a script with a #! line";
     else if (reason == E2BIG)
         text = "arguments and environment together are too long";
-    dprintf(2, "shifter: %s: %s\n", name, text);
+    say("%s: %s", name, text);
     _exit(status);
 }
 
