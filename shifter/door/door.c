@@ -151,11 +151,8 @@ static void save_caller(struct caller *caller)
     for (int i = 0; i < count; i++)
         if (caller->groups[i] != 0 && (caller->group_count == 0 || caller->groups[caller->group_count - 1] != caller->groups[i]))
             caller->groups[caller->group_count++] = caller->groups[i];
-    sigset_t pipe_signal;
-    sigemptyset(&pipe_signal);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigaddset(&pipe_signal, SIGXFSZ);
-    sigprocmask(SIG_BLOCK, &pipe_signal, &caller->mask);
+    uint64_t broken_pipe = 1ULL << (SIGPIPE - 1) | 1ULL << (SIGXFSZ - 1); /* by number: musl hides that SIGRTMIN is blocked */
+    syscall(SYS_rt_sigprocmask, SIG_BLOCK, &broken_pipe, &caller->mask, sizeof caller->mask);
     for (int resource = 0; resource < RLIM_NLIMITS; resource++)
         getrlimit(resource, &caller->limits[resource]);
     caller->cwd = getcwd(NULL, 0);
@@ -549,7 +546,10 @@ static _Noreturn void enter(int namespace, const struct invocation *asked, const
         setrlimit(resource, &caller->limits[resource]);
     /* setresuid(2) notes that RLIMIT_NPROC is exceeded, and execve(2) then fails, where a plain one of the user would not. */
     struct rlimit processes = {RLIM_INFINITY, RLIM_INFINITY};
-    setrlimit(RLIMIT_NPROC, &processes);
+    if (setrlimit(RLIMIT_NPROC, &processes) != 0) {
+        processes.rlim_cur = processes.rlim_max = caller->limits[RLIMIT_NPROC].rlim_max;
+        setrlimit(RLIMIT_NPROC, &processes);
+    }
     drop_all(caller);
     if (setrlimit(RLIMIT_NPROC, &caller->limits[RLIMIT_NPROC]) != 0)
         die("can't restore RLIMIT_NPROC: %s", strerror(errno));

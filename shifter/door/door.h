@@ -39,7 +39,7 @@ struct caller {
     gid_t *groups; /* sorted, distinct, without 0 */
     int group_count;
     mode_t umask;
-    sigset_t mask;
+    uint64_t mask; /* the kernel's sigset_t */
     struct rlimit limits[RLIM_NLIMITS];
     char *cwd; /* NULL: unreachable */
 };

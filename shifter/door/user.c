@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define MARKER "/var/shifterConfig.json"
@@ -222,7 +223,7 @@ static _Noreturn void execute(struct list *words, struct list *env, const struct
 {
     list_add(env, NULL);
     environ = (char **)env->items; /* so that execvp(3) searches the container's PATH */
-    sigprocmask(SIG_SETMASK, &caller->mask, NULL);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &caller->mask, NULL, sizeof caller->mask);
     execvp(words->items[0], (char **)words->items);
     int reason = errno, status = reason == ENOENT || reason == ENOTDIR ? 127 : 126;
     const char *text = strerror(reason), *name = words->items[0];

@@ -352,7 +352,8 @@ def test_help_runs_without_any_privilege(node: Node) -> None:
     assert node.run(script).returncode == 0
     trace = node.read("/tmp/trace")
     before, _, after = trace.partition("shifter_cli")
-    assert "setresuid(5001, 5001, 5001) = 0" in before and "setresuid" not in after
+    last = [line.split(None, 1)[1] for line in before.splitlines() if "getresuid" in line][-1]
+    assert last == "getresuid([5001], [5001], [5001]) = 0" and "setresuid" not in after
 
 
 # --- own records -----------------------------------------------------------------------------------------------------
