@@ -719,7 +719,6 @@ int main(int argc, char **argv)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
     if (!asked.image || !*asked.image)
         show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
-    refuse_user_namespace();
     raise_privilege();
     struct rlimit files = caller.limits[RLIMIT_NOFILE];
     if (files.rlim_cur < LEAST_FILES) {
@@ -729,6 +728,9 @@ int main(int argc, char **argv)
         if (setrlimit(RLIMIT_NOFILE, &files) != 0)
             die("at most %llu open files are allowed (ulimit -Hn); shifter needs %d", (unsigned long long)caller.limits[RLIMIT_NOFILE].rlim_max, LEAST_FILES);
     }
+    drop_temporarily();
+    refuse_user_namespace();
+    raise_privilege();
     int own = high(open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
     struct statfs type;
     if (fstatfs(own, &type) != 0 || type.f_type != NSFS_MAGIC)

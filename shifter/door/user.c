@@ -309,7 +309,8 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
     const char *outer = getenv("SHIFTER_IMAGEREQUEST"), *image = getenv("SHIFTER_IMAGE");
     static struct document record;
     struct list words = {0}, env = {0};
-    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", asked->image))
+    const char *identifier = asked->image && strncmp(asked->image, "id:", 3) == 0 ? asked->image + 3 : asked->image;
+    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", identifier))
         die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", asked->image);
     if (asked->volumes_given && !marker_has(marker, "volMap", join(&asked->volumes, ';')))
         die("this is the inside of a UDI: volumes can't be added");
@@ -334,10 +335,10 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
 void refuse_user_namespace(void)
 {
     static char text[4096];
-    unsigned long first = 1, outside = 1, count = 0;
+    unsigned long first, outside, count;
     struct stat status;
-    if (sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295 ||
-        (stat("/proc/self/ns/user", &status) == 0 && status.st_ino != FIRST_USER_NAMESPACE))
+    bool mapped = sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
+    if (stat("/proc/self/ns/user", &status) == 0 ? status.st_ino != FIRST_USER_NAMESPACE : mapped)
         die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }
 

@@ -13,7 +13,7 @@ from tests.node import PREFIX, Node, User
 DOOR = f"{PREFIX}/bin/shifter"
 E, C = ["/bin/show", "entry word", ""], ["command", "a b", "$HOME"]
 
-SHOW = "#!/bin/sh\nprintf '<%s>' \"$0\" \"$@\"\n"
+SHOW = '#!/bin/sh\nprintf \'<%s>\' "$0" "$@"\n'
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,12 @@ def test_without_words_the_users_shell(node: Node, tag: str, shell: str, expecte
     """The image's CMD is not used; $SHELL, which anybody may set to anything, neither."""
     passwd = node.read("/etc/passwd")
     line = "zoe:x:5010:5010::/tmp:"
-    node.write("/etc/passwd", "".join(f"{x}\n" for x in passwd.splitlines() if not x.startswith("zoe")) + line + shell + "\n")
-    done = node.shifter(f"--image={tag}", user=User("zoe", 5010, 5010, "/tmp"), input='echo "$0"', env={"SHELL": "/bin/show"})
+    node.write(
+        "/etc/passwd", "".join(f"{x}\n" for x in passwd.splitlines() if not x.startswith("zoe")) + line + shell + "\n"
+    )
+    done = node.shifter(
+        f"--image={tag}", user=User("zoe", 5010, 5010, "/tmp"), input='echo "$0"', env={"SHELL": "/bin/show"}
+    )
     assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
 
 
@@ -185,7 +189,10 @@ def test_working_directory_that_is_missing_inside(node: Node) -> None:
 def test_working_directory_that_was_removed(node: Node) -> None:
     done = node.run(f"mkdir gone; cd gone; rmdir ../gone; exec {DOOR} --image=tiny:1 pwd", "alice")
     assert (done.returncode, done.stdout) == (0, "/home/alice\n"), done.stderr
-    assert done.stderr.startswith("shifter: the working directory (unreachable) is not there") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("shifter: the working directory (unreachable) is not there")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_working_directory_that_the_user_may_not_enter_inside(node: Node) -> None:
@@ -208,8 +215,16 @@ def test_working_directory_that_is_asked_for(node: Node) -> None:
     ("tag", "option", "message"),
     [
         ("tiny:1", "--workdir", "--workdir: the image has no working directory; name one: --workdir=PATH"),
-        ("badworkdir:1", "-w", "--workdir /no/where: No such file or directory (the path is one inside of the container)"),
-        ("both:1", "--workdir=/no", "--workdir /no: No such file or directory (the path is one inside of the container)"),
+        (
+            "badworkdir:1",
+            "-w",
+            "--workdir /no/where: No such file or directory (the path is one inside of the container)",
+        ),
+        (
+            "both:1",
+            "--workdir=/no",
+            "--workdir /no: No such file or directory (the path is one inside of the container)",
+        ),
         ("both:1", "--workdir=", "--workdir : No such file or directory (the path is one inside of the container)"),
         ("both:1", "-w/root", "--workdir /root: Permission denied (the path is one inside of the container)"),
         ("both:1", "-w/etc/passwd", "--workdir /etc/passwd: Not a directory (the path is one inside of the container)"),

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.images import Tree
-from tests.node import MS_BIND, MS_NOSUID, MS_REC, PREFIX, Node, User
+from tests.node import PREFIX, Node, User
 
 DOOR = f"{PREFIX}/bin/shifter"
 CAP_SYS_RESOURCE = 24
+TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430
 
 
 @pytest.fixture(scope="module", params=["private", "shared"])
@@ -25,6 +26,8 @@ def node(request: pytest.FixtureRequest, image: Tree) -> Iterator[Node]:
         made.conf(siteFs=["/home:/home", f"{PREFIX}:{PREFIX}"])  # so that there is a door inside
         made.add_image("docker:tiny:1", image)
         made.add_image("docker:other:1", image)
+        made.add_image("docker:tiny:latest", image)
+        made.add_image("custom:tiny:latest", image)
         made.add_image("docker:full:1", image, entry=["/bin/echo"], workdir="/srv")
         yield made
         made.check_leaks()
@@ -46,7 +49,10 @@ def copy_door(node: Node, path: str, mode: int, uid: int = 0) -> None:
 
 def test_setuid_bit_lost(node: Node) -> None:
     copy_door(node, "/opt/door", 0o755)
-    refused(node.run(["/opt/door", "--image=tiny:1", "true"], "alice"), "/opt/door is not setuid root any more (mode 0755, uid 0)")
+    refused(
+        node.run(["/opt/door", "--image=tiny:1", "true"], "alice"),
+        "/opt/door is not setuid root any more (mode 0755, uid 0)",
+    )
     copy_door(node, "/opt/door", 0o4755, uid=5002)
     done = node.run(["/opt/door", "--image=tiny:1", "true"], "alice")
     refused(done, "/opt/door is not setuid root any more (mode 4755, uid 5002); run, as root: make install")
@@ -60,7 +66,10 @@ def test_setgid_door_is_refused(node: Node) -> None:
 
 def test_nosuid_mount(node: Node) -> None:
     copy_door(node, "/tmp/door", 0o4755)
-    refused(node.run(["/tmp/door", "--image=tiny:1", "true"], "alice"), "/tmp/door is on a file system that is mounted nosuid")
+    refused(
+        node.run(["/tmp/door", "--image=tiny:1", "true"], "alice"),
+        "/tmp/door is on a file system that is mounted nosuid",
+    )
 
 
 def test_no_new_privs(node: Node) -> None:
@@ -86,23 +95,27 @@ def test_user_namespace(node: Node, options: list[str]) -> None:
 
 def test_user_namespace_that_root_made(node: Node) -> None:
     """Setuid root works in it, and gives nothing outside of it."""
-    script = f"exec unshare -U --map-users 0,0,4294967295 --map-groups 0,0,4294967295 setpriv --reuid 5001 --regid 5001 --clear-groups {DOOR} --image=tiny:1 true"
-    done = node.run(script)
-    if "unrecognized option" in done.stderr or "map" in done.stderr:
-        done = node.run(script.replace("--map-users 0,0,4294967295 --map-groups 0,0,4294967295", "--map-users=0,0,65536 --map-groups=0,0,65536"))
-    refused(done, "this is a user namespace (unshare -U, rootless container)")
+    script = (
+        "cd /tmp; mkfifo -m 666 go; "
+        f"unshare -U sh -c 'read x < go; exec setpriv --reuid 5001 --regid 5001 --clear-groups {DOOR} --image=tiny:1 true' & "
+        "sleep 0.2; for map in uid_map gid_map; do echo 0 0 65536 > /proc/$!/$map; done; echo > go; rm go; wait $!"
+    )
+    refused(node.run(script), "this is a user namespace (unshare -U, rootless container)")
 
 
 def test_chroot(node: Node) -> None:
     node.mkdir("/mnt/root")
-    node.mount("/", "/mnt/root", flags=MS_BIND | MS_REC)
-    done = node.run(["chroot", "--userspec=5001:5001", "--groups=", "/mnt/root", DOOR, "--image=tiny:1", "true"])
+    script = (
+        f"mount --rbind / /mnt/root; exec chroot --userspec=5001:5001 --groups= /mnt/root {DOOR} --image=tiny:1 true"
+    )
+    done = node.run(["unshare", "-m", "sh", "-c", script])
     refused(done, "called in a chroot")
-    node.run(["umount", "-R", "-l", "/mnt/root"], check=True)
 
 
 @pytest.mark.parametrize(
-    "user", [User("root", 0, 0, "/root"), User("r", 0, 5001, "/root"), User("g", 5001, 0, "/home/alice")], ids=lambda u: u.name
+    "user",
+    [User("root", 0, 0, "/root"), User("r", 0, 5001, "/root"), User("g", 5001, 0, "/home/alice")],
+    ids=lambda u: u.name,
 )
 def test_root_is_refused(node: Node, user: User) -> None:
     done = node.shifter("--image=tiny:1", "true", user=user)
@@ -117,27 +130,26 @@ def inside(node: Node, *words: str, outer: tuple[str, ...] = ("--image=tiny:1",)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("outer", "options"),
     [
-        [],
-        ["--image=tiny:1"],
-        ["--image=docker:tiny:1"],
-        ["-v", "--module=none"],
-        ["--image=tiny:1", "--", ],
+        ("tiny:1", []),
+        ("tiny:1", ["--image=tiny:1"]),
+        ("tiny:1", ["-v", "--module=none", "--"]),
+        ("docker:tiny:1", []),
+        ("docker:tiny:1", ["--image=docker:tiny:1"]),
+        ("tiny", ["--image=tiny:latest"]),
+        ("custom:tiny", ["--image=custom:tiny:latest"]),
     ],
 )
-@pytest.mark.parametrize("outer", ["tiny:1", "docker:tiny:1"])
 def test_inside_the_same_image(node: Node, options: list[str], outer: str) -> None:
-    if any(option.startswith("--image=") and option[8:] != outer for option in options):
-        pytest.skip("whether a name without a type is the same is not known inside")
     done = inside(node, *options, "sh", "-c", "echo $A; id -u; exit 3", outer=(f"--image={outer}", "--env=A=outer"))
     assert (done.returncode, done.stdout) == (3, "outer\n5001\n"), done.stderr
 
 
 def test_inside_by_identifier(node: Node) -> None:
-    script = f"{DOOR} --image=$SHIFTER_IMAGE echo 1; {DOOR} --image=id:$SHIFTER_IMAGE echo 2; env -u SHIFTER_IMAGE {DOOR} --image=$SHIFTER_IMAGE echo 3"
+    script = f"{DOOR} --image=$SHIFTER_IMAGE echo 1; {DOOR} --image=id:$SHIFTER_IMAGE echo 2"
     done = node.shifter("--image=tiny:1", "sh", "-c", script)
-    assert done.stdout == "1\n2\n3\n", done.stderr
+    assert done.stdout == "1\n2\n", done.stderr
 
 
 def test_inside_another_image(node: Node) -> None:
@@ -145,7 +157,15 @@ def test_inside_another_image(node: Node) -> None:
         inside(node, "--image=other:1", "echo", "ran"),
         "this is the inside of a UDI of tiny:1: another image (other:1) can't be entered from here",
     )
-    for name in ("tiny:2", "custom:tiny:1", "tin", "", "local:/", "tiny:1\n"):
+    for name in (
+        "tiny:2",
+        "custom:tiny:1",
+        "tin",
+        "",
+        "local:/",
+        "tiny:1\n",
+        "docker:tiny:1",
+    ):  # which type tiny:1 has?
         assert inside(node, f"--image={name}", "echo", "ran").returncode == 125
 
 
@@ -231,7 +251,7 @@ def test_closed_standard_descriptors(node: Node, launch: Any, closed: tuple[int,
     assert done.returncode == 6, done.stderr
     lines = [line.split() for line in node.read("/home/alice/fds").splitlines() if "->" in line]
     fds = {int(line[-3]): line[-1] for line in lines}
-    assert set(fds) == {0, 1, 2, 3}
+    assert {0, 1, 2} <= set(fds) <= {0, 1, 2, 3}, "3 is that of ls"
     assert all(fds[fd] == "/dev/null" for fd in closed if fd != 1)
 
 
@@ -240,11 +260,8 @@ def test_few_descriptors(launch: Any, soft: int, hard: int) -> None:
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    def forget() -> None:  # Python itself opens more than three
-        prepare()
-
     words = ["sh", "-c", "ulimit -n; ulimit -Hn"] if soft > 3 else ["true"]
-    done = launch(*words, prepare=forget)
+    done = launch(*words, prepare=prepare)
     if hard < 64 and not can_raise_limits():
         refused(done, f"at most {hard} open files are allowed (ulimit -Hn); shifter needs 64")
     else:
@@ -260,7 +277,9 @@ def limited(which: int, soft: int, hard: int | None = None) -> Any:
 
 
 def test_no_file_may_be_written(launch: Any) -> None:
-    done = launch("sh", "-c", "ulimit -f; echo ran", prepare=limited(resource.RLIMIT_FSIZE, 0, 0))
+    done = launch(
+        "sh", "-c", "ulimit -f; echo ran", prepare=limited(resource.RLIMIT_FSIZE, 0, 0 if can_raise_limits() else None)
+    )
     assert (done.returncode, done.stdout) == (0, "0\nran\n"), done.stderr
 
 
@@ -278,18 +297,18 @@ def test_little_stack_and_no_time_to_sleep(launch: Any) -> None:
 
 def test_no_further_process(node: Node, launch: Any) -> None:
     """The user has more processes than the limit: exec works on the node, so it must here."""
-    other = node.popen(["sleep", "60"], user="alice")
+    assert launch("true").returncode == 0
+    others = [node.popen(["sleep", "60"], user="alice") for _ in range(3)]
+    kind = "" if can_raise_limits() else "S"  # without it, a hard limit is one for the door too
     try:
-        hard = 1 if can_raise_limits() else None
-        done = launch("sh", "-c", "echo $(ulimit -u)", prepare=limited(resource.RLIMIT_NPROC, 1, hard))
-        assert "fork" in done.stderr and done.stdout in ("", "\n"), "the command may not fork"
-        done = launch("cat", "/proc/self/limits", prepare=limited(resource.RLIMIT_NPROC, 1, hard))
+        done = node.run(["bash", "-c", f"ulimit -{kind}u 1; exec {DOOR} --image=tiny:1 cat /proc/self/limits"], "alice")
         assert done.returncode == 0, done.stderr
         line = next(x for x in done.stdout.splitlines() if x.startswith("Max processes"))
         assert line.split()[2] == "1"
     finally:
-        other.kill()
-        other.wait()
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 @pytest.mark.parametrize("how", ["blocked", "ignored"])
@@ -309,18 +328,21 @@ def test_all_signals(launch: Any, how: str) -> None:
     assert all(value >> (n - 1) & 1 for n in numbers)
 
 
-def test_pending_signal_reaches_the_command(launch: Any) -> None:
+def test_pending_signal_reaches_the_command(node: Node, launch: Any) -> None:
+    """Sent to the caller while it is blocked, before the exec of the door."""
+    assert launch("true").returncode == 0
+
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        os.kill(os.getpid(), signal.SIGUSR1)
 
-    words = ["sh", "-c", f"kill -USR1 $$; exec {DOOR} --image=tiny:1 grep SigPnd /proc/self/status"]
-    done = launch("true") and launch.__closure__ and None
-    del done, words, prepare
+    done = launch("grep", "ShdPnd", "/proc/self/status", prepare=prepare)
+    assert int(done.stdout.split()[1], 16) == 1 << (signal.SIGUSR1 - 1)
 
 
-def test_directory_without_a_name(node: Node, launch: Any) -> None:
+def test_directory_with_a_long_name(node: Node, launch: Any) -> None:
     long = "/home/alice" + "/x" * 1000
-    node.mkdir(long, owner="alice")
+    node.run(["mkdir", "-p", long], "alice", check=True)
     assert launch("pwd", cwd=long).stdout == long + "\n"
 
 
@@ -332,10 +354,11 @@ class Terminal:
 
     def __init__(self, node: Node) -> None:
         self.master = os.open(node.path("/dev/pts/ptmx"), os.O_RDWR | os.O_NOCTTY)
-        fcntl.ioctl(self.master, termios.TIOCSPTLCK, struct.pack("i", 0))
-        self.number = struct.unpack("i", fcntl.ioctl(self.master, termios.TIOCGPTN, bytes(4)))[0]
+        fcntl.ioctl(self.master, TIOCSPTLCK, struct.pack("i", 0))
+        self.number = struct.unpack("i", fcntl.ioctl(self.master, TIOCGPTN, bytes(4)))[0]
         self.slave = os.open(node.path(f"/dev/pts/{self.number}"), os.O_RDWR | os.O_NOCTTY)
         os.fchown(self.slave, 5001, 5)
+        termios.tcsetwinsize(self.slave, (24, 80))
         attributes = termios.tcgetattr(self.slave)
         attributes[1] &= ~termios.OPOST
         attributes[3] &= ~termios.ECHO
@@ -381,14 +404,14 @@ def test_terminal_keeps_its_name(node: Node, terminal: Terminal) -> None:
     node.conf(siteFs="/home:/home", devpts="host")
     for _ in range(2):
         code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", SEE)
-        assert (code, text.splitlines()) == (0, [f"/dev/pts/{terminal.number}", "c", "to the terminal", "0 0"])
+        assert (code, text.splitlines()) == (0, [f"/dev/pts/{terminal.number}", "c", "to the terminal", "24 80"])
 
 
 def test_terminal_of_the_node_is_the_console(node: Node, terminal: Terminal) -> None:
     node.conf(siteFs="/home:/home", devpts="private")
     for _ in range(2):
         code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", SEE)
-        assert (code, text.splitlines()) == (0, ["/dev/console", "c", "to the terminal", "0 0"])
+        assert (code, text.splitlines()) == (0, ["/dev/console", "c", "to the terminal", "24 80"])
     # Only one of the three is a terminal.
     code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", "tty <&2 >&2", which=(2,))
     assert (code, text) == (0, "/dev/console\n")
@@ -406,9 +429,16 @@ def test_console_of_one_launch_is_not_anothers(node: Node, terminal: Terminal) -
 def test_new_terminals_have_the_group_tty(node: Node, devpts: str) -> None:
     node.conf(siteFs="/home:/home", devpts=devpts)
     try:
-        script = "script -q -c 'stat -c \"%G %a %U\" $(tty)' /dev/null"
-        done = node.shifter("--image=tiny:1", "sh", "-c", script)
-        assert done.stdout.split() == ["tty", "620", "alice"], (done.stdout, done.stderr)
+        process = node.popen([DOOR, "--image=tiny:1", "sh", "-c", "echo; exec sleep 60"], "alice")
+        assert process.stdout and process.stdout.readline() == "\n"
+        ptmx = os.open(f"/proc/{process.pid}/root/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+        number = struct.unpack("i", fcntl.ioctl(ptmx, TIOCGPTN, bytes(4)))[0]
+        made = os.stat(f"/proc/{process.pid}/root/dev/pts/{number}")
+        os.close(ptmx)
+        process.kill()
+        process.communicate()
+        assert (made.st_gid, made.st_mode & 0o777) == (5, 0o620)
+        assert "tty:x:5:" in node.shifter("--image=tiny:1", "cat", "/etc/group").stdout
     finally:
         node.conf(siteFs=["/home:/home", f"{PREFIX}:{PREFIX}"])
 

@@ -24,7 +24,9 @@ def powerful(image: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
         (tree.path / "bin" / name).write_bytes(Path(BUSYBOX).read_bytes())
         (tree.path / "bin" / name).chmod(mode)
     # cap_setuid,cap_dac_override=ep, revision 2 (linux/capability.h)
-    os.setxattr(tree.path / "bin/busybox-caps", "security.capability", bytes.fromhex("01000002" + "82000000" + "00" * 12))
+    os.setxattr(
+        tree.path / "bin/busybox-caps", "security.capability", bytes.fromhex("01000002" + "82000000" + "00" * 12)
+    )
     os.mknod(tree.path / "opt/memory", stat.S_IFCHR | 0o666, os.makedev(1, 1))
     (tree.path / "etc/sudoers").write_text("ALL ALL=(ALL) NOPASSWD: ALL\n")
     (tree.path / "etc/passwd").write_text("root::0:0::/:/bin/sh\nmallory::0:0::/:/bin/sh\n")
@@ -140,7 +142,8 @@ def test_setuid_program_on_a_volume_has_no_power(node: Node) -> None:
 
 
 def test_no_writable_place_of_the_image_or_the_root(node: Node) -> None:
-    script = "for d in / /etc /bin /usr /var /opt /run /var/empty /var/spool /proc/sys/kernel /sys; do touch $d/x && echo $d; done 2>/dev/null; true"
+    places = "/ /etc /bin /usr /var /opt /run /var/empty /var/spool /proc/sys/kernel /sys"
+    script = f"for place in {places}; do touch $place/x && echo $place; done 2>/dev/null; true"
     assert inside(node, "sh", "-c", script) == ""
 
 
@@ -236,7 +239,9 @@ def test_groups_without_a_name(node: Node) -> None:
 def test_uid_without_an_account(node: Node) -> None:
     nobody = User("unknown", 7007, 7008, "/nonexistent")
     for _ in range(2):
-        done = node.shifter("--image=tiny:1", "sh", "-c", "grep 7007 /etc/passwd; grep 7008 /etc/group; pwd", user=nobody)
+        done = node.shifter(
+            "--image=tiny:1", "sh", "-c", "grep 7007 /etc/passwd; grep 7008 /etc/group; pwd", user=nobody
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == ["uid7007:x:7007:7008::/:/bin/sh", "gid7008:x:7008:uid7007", "/"]
 
@@ -330,6 +335,7 @@ def test_signals_nice_and_cgroup(node: Node) -> None:
 def test_no_child_and_no_process_group_of_its_own(node: Node) -> None:
     """The command replaces the door: same process, session and group, nothing to wait for that it did not start."""
     node.shifterctl("gc", "--all")
-    script = f"echo $$; exec {DOOR} --image=tiny:1 sh -c 'echo $$; cut -d\" \" -f5,6 /proc/$$/stat; cat /proc/$$/task/$$/children'"
+    see = 'echo $$; cut -d" " -f5,6 /proc/$$/stat; cat /proc/$$/task/$$/children'
+    script = f"echo $$; exec {DOOR} --image=tiny:1 sh -c '{see}'"
     said = node.run(["sh", "-c", script], "alice", check=True).stdout.split()
     assert len(set(said)) == 1 and len(said) == 4
