@@ -151,11 +151,8 @@ static void save_caller(struct caller *caller)
     for (int i = 0; i < count; i++)
         if (caller->groups[i] != 0 && (caller->group_count == 0 || caller->groups[caller->group_count - 1] != caller->groups[i]))
             caller->groups[caller->group_count++] = caller->groups[i];
-    sigset_t pipe_signal;
-    sigemptyset(&pipe_signal);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigaddset(&pipe_signal, SIGXFSZ);
-    sigprocmask(SIG_BLOCK, &pipe_signal, &caller->mask);
+    uint64_t broken_pipe = 1ULL << (SIGPIPE - 1) | 1ULL << (SIGXFSZ - 1); /* by number: musl hides that SIGRTMIN is blocked */
+    syscall(SYS_rt_sigprocmask, SIG_BLOCK, &broken_pipe, &caller->mask, sizeof caller->mask);
     for (int resource = 0; resource < RLIM_NLIMITS; resource++)
         getrlimit(resource, &caller->limits[resource]);
     caller->cwd = getcwd(NULL, 0);
@@ -479,7 +476,7 @@ static int run_builder(const struct document *request, int lock, bool verbose)
             if (key_is(field, "step")) {
                 snprintf(step, sizeof step, "%s", value);
                 if (verbose)
-                    dprintf(2, "shifter: %s\n", value);
+                    say("%s", value);
             } else if (key_is(field, "error")) {
                 die("%s", value);
             } else if (key_is(field, "ok") || key_is(field, "again")) {
@@ -549,7 +546,10 @@ static _Noreturn void enter(int namespace, const struct invocation *asked, const
         setrlimit(resource, &caller->limits[resource]);
     /* setresuid(2) notes that RLIMIT_NPROC is exceeded, and execve(2) then fails, where a plain one of the user would not. */
     struct rlimit processes = {RLIM_INFINITY, RLIM_INFINITY};
-    setrlimit(RLIMIT_NPROC, &processes);
+    if (setrlimit(RLIMIT_NPROC, &processes) != 0) {
+        processes.rlim_cur = processes.rlim_max = caller->limits[RLIMIT_NPROC].rlim_max;
+        setrlimit(RLIMIT_NPROC, &processes);
+    }
     drop_all(caller);
     if (setrlimit(RLIMIT_NPROC, &caller->limits[RLIMIT_NPROC]) != 0)
         die("can't restore RLIMIT_NPROC: %s", strerror(errno));
@@ -677,7 +677,7 @@ static _Noreturn void launch_command(struct launch *launch)
         }
         if (namespace >= 0) {
             if (verbose)
-                dprintf(2, "shifter: entering the UDI of %s, built %s\n", field_first(&launch->record, "image"), attempt ? "now" : "before");
+                say("entering the UDI of %s, built %s", field_first(&launch->record, "image"), attempt ? "now" : "before");
             close(run);
             if (lock >= 0)
                 close(lock);
@@ -719,9 +719,8 @@ int main(int argc, char **argv)
     read_command_line(&asked, argc, argv);
     if (caller.gid == 0)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
-    if (!asked.image)
+    if (!asked.image || !*asked.image)
         show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
-    refuse_user_namespace();
     raise_privilege();
     struct rlimit files = caller.limits[RLIMIT_NOFILE];
     if (files.rlim_cur < LEAST_FILES) {
@@ -731,6 +730,9 @@ int main(int argc, char **argv)
         if (setrlimit(RLIMIT_NOFILE, &files) != 0)
             die("at most %llu open files are allowed (ulimit -Hn); shifter needs %d", (unsigned long long)caller.limits[RLIMIT_NOFILE].rlim_max, LEAST_FILES);
     }
+    drop_temporarily();
+    refuse_user_namespace();
+    raise_privilege();
     int own = high(open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
     struct statfs type;
     if (fstatfs(own, &type) != 0 || type.f_type != NSFS_MAGIC)

@@ -39,7 +39,7 @@ struct caller {
     gid_t *groups; /* sorted, distinct, without 0 */
     int group_count;
     mode_t umask;
-    sigset_t mask;
+    uint64_t mask; /* the kernel's sigset_t */
     struct rlimit limits[RLIM_NLIMITS];
     char *cwd; /* NULL: unreachable */
 };
@@ -47,6 +47,7 @@ struct caller {
 /* parse.c */
 enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
 
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void *need(void *memory);
 void list_add(struct list *list, const char *item);

@@ -20,15 +20,12 @@
 
 /* --- messages and memory ------------------------------------------------------------------------------------------ */
 
-/* Print "shifter: TEXT" in one write, control characters made harmless, and exit with 125. */
-_Noreturn void die(const char *format, ...)
+/* Print "shifter: TEXT" in one write, control characters made harmless. */
+static void vsay(const char *format, va_list arguments)
 {
     char text[2048] = "shifter: ";
     size_t used = strlen(text);
-    va_list arguments;
-    va_start(arguments, format);
     vsnprintf(text + used, sizeof text - used - 1, format, arguments);
-    va_end(arguments);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127)
             *c = '?';
@@ -36,6 +33,23 @@ _Noreturn void die(const char *format, ...)
     if (write(2, text, strlen(text)) < 0) {
         /* nobody to tell */
     }
+}
+
+void say(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsay(format, arguments);
+    va_end(arguments);
+}
+
+/* Say it and exit with 125. */
+_Noreturn void die(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsay(format, arguments);
+    va_end(arguments);
     _exit(EXIT_SHIFTER);
 }
 

@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define MARKER "/var/shifterConfig.json"
@@ -215,14 +216,14 @@ static void choose_directory(const struct invocation *asked, const struct caller
     const char *where = home && chdir(home) == 0 ? home : "/";
     if (where != home && chdir("/") != 0)
         die("can't enter /: %s", strerror(errno));
-    dprintf(2, "shifter: the working directory %s is not there in the container; using %s\n", caller->cwd ? caller->cwd : "(unreachable)", where);
+    say("the working directory %s is not there in the container; using %s", caller->cwd ? caller->cwd : "(unreachable)", where);
 }
 
 static _Noreturn void execute(struct list *words, struct list *env, const struct caller *caller)
 {
     list_add(env, NULL);
     environ = (char **)env->items; /* so that execvp(3) searches the container's PATH */
-    sigprocmask(SIG_SETMASK, &caller->mask, NULL);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &caller->mask, NULL, sizeof caller->mask);
     execvp(words->items[0], (char **)words->items);
     int reason = errno, status = reason == ENOENT || reason == ENOTDIR ? 127 : 126;
     const char *text = strerror(reason), *name = words->items[0];
@@ -234,7 +235,7 @@ static _Noreturn void execute(struct list *words, struct list *env, const struct
         text = "neither a program for this machine nor a script with a #! line";
     else if (reason == E2BIG)
         text = "arguments and environment together are too long";
-    dprintf(2, "shifter: %s: %s\n", name, text);
+    say("%s: %s", name, text);
     _exit(status);
 }
 
@@ -308,7 +309,8 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
     const char *outer = getenv("SHIFTER_IMAGEREQUEST"), *image = getenv("SHIFTER_IMAGE");
     static struct document record;
     struct list words = {0}, env = {0};
-    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", asked->image))
+    const char *identifier = asked->image && strncmp(asked->image, "id:", 3) == 0 ? asked->image + 3 : asked->image;
+    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", identifier))
         die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", asked->image);
     if (asked->volumes_given && !marker_has(marker, "volMap", join(&asked->volumes, ';')))
         die("this is the inside of a UDI: volumes can't be added");
@@ -333,10 +335,10 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
 void refuse_user_namespace(void)
 {
     static char text[4096];
-    unsigned long first = 1, outside = 1, count = 0;
+    unsigned long first, outside, count;
     struct stat status;
-    if (sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295 ||
-        (stat("/proc/self/ns/user", &status) == 0 && status.st_ino != FIRST_USER_NAMESPACE))
+    bool mapped = sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
+    if (stat("/proc/self/ns/user", &status) == 0 ? status.st_ino != FIRST_USER_NAMESPACE : mapped)
         die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }
 
