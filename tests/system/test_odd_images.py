@@ -210,14 +210,14 @@ def test_odd_names(host: Node, image: Tree, tmp_path: Path, fmt: str) -> None:
     tree = image.copy(tmp_path / "odd")
     base = os.fsencode(tree.path)
     names = [name for name in NAMES if fmt != "erofs" or len(name) < 255]  # mkfs.erofs can't
-    for where in (b"", b"var/", b"opt/", b"etc/"):
+    for place in (b"", b"var/", b"opt/", b"etc/"):
         for name in names:
-            os.mkdir(base + b"/" + where + name)
-            with open(base + b"/" + where + name + b"/x", "wb") as file:
+            os.mkdir(base + b"/" + place + name)
+            with open(base + b"/" + place + name + b"/x", "wb") as file:
                 file.write(b"content\n")
-            with open(base + b"/" + where + b"f" + name[:200], "wb") as file:
+            with open(base + b"/" + place + b"f" + name[:200], "wb") as file:
                 file.write(b"file\n")
-            os.symlink(name, base + b"/" + where + b"l" + name[:200])
+            os.symlink(name, base + b"/" + place + b"l" + name[:200])
     host.add_image("odd", tree, fmt)
     for where in ("/", "/var/", "/opt/", "/etc/"):
         for name in names:
