@@ -72,7 +72,7 @@ class Assembly:
         """Make the directory *path* and its missing parents on the root tmpfs; an existing one stays as it is."""
         current = posix.dup(self.root)
         try:
-            for name in path.strip("/").split("/"):
+            for name in filter(None, path.split("/")):
                 try:
                     posix.mkdir(name, mode, dir_fd=current)
                 except FileExistsError:
@@ -227,10 +227,14 @@ class Assembly:
             self.attach(self._overlay(layer, lower), path)
             return
         self.attach(self._layer_mount(layer), path)
-        with self.reader:
-            listing = syscalls.openat2(lower, ".", posix.O_RDONLY | posix.O_DIRECTORY, syscalls.RESOLVE_BENEATH)
+        try:
+            with self.reader:
+                listing = syscalls.openat2(lower, ".", posix.O_RDONLY | posix.O_DIRECTORY, syscalls.RESOLVE_BENEATH)
+        except PermissionError:
+            names: list[str] = []  # closed to the user, and stays so
+        else:
             names = self._names(listing, path)
-        posix.close(listing)
+            posix.close(listing)
         self.bind_entries(lower, names, path)
         top = self.open(path, syscalls.O_PATH | posix.O_DIRECTORY)
         syscalls.mount_setattr(top, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)

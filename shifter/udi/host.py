@@ -4,6 +4,7 @@ Everything is read in the caller's own mount namespace, before any other is join
 becomes a watch of the record. Part of the build path.
 """
 
+import errno
 import grp
 import posix
 import pwd
@@ -47,7 +48,9 @@ class Host:
         """Return the content of a file of the node, or None when it is missing; watched either way."""
         try:
             fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             self.watches.append((0, path, None))
             return None
         try:
@@ -71,15 +74,14 @@ class Host:
 
         Source: proc_pid_mountinfo(5), the fields after the separator. Empty when nothing is mounted there.
         """
-        found: dict[str, str | None] = {}
-        for line in self._mounts:
-            fields = line.split(" ")
-            if fields[4] == mount_point:
-                found = {}
-                for option in line.split(" - ", 1)[1].split(" ", 2)[2].split(","):
-                    name, equals, value = option.partition("=")
-                    found[name] = value if equals else None
-        return found
+        there = [line for line in self._mounts if line.split(" ", 5)[4] == mount_point]
+        below = {line.split(" ", 2)[1] for line in there}  # since Linux 6.8 the order of lines says nothing
+        for line in there:
+            if line.split(" ", 1)[0] not in below:
+                options = line.split(" - ", 1)[1].split(" ", 2)[2].split(",")
+                pairs = [option.partition("=") for option in options]
+                return {name: value if equals else None for name, equals, value in pairs}
+        return {}
 
     def is_mounted(self, path: str) -> bool:
         """True if something is mounted on *path*."""

@@ -155,8 +155,11 @@ class Bind(Operation):
         except OSError as error:
             raise BuildError(f"{self.path} {_missing(error, self.identity is not None)}") from None
         try:
+            resolved = assembly.resolved(target)
             if self.identity is not None:
-                refuse_reserved(assembly.resolved(target), self.path)
+                refuse_reserved(resolved, self.path)
+            elif resolved != self.path:
+                refuse_site(resolved, self.path)
             if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
                 ours, theirs = ("directory", "a file") if self.directory else ("file", "a directory")
                 raise BuildError(
@@ -255,6 +258,7 @@ class MountPoints(Operation):
         parent, rest = self._nearest(assembly, bind.path)
         where = assembly.resolved(parent)
         path = f"{where.rstrip('/')}/{rest}"
+        refuse_site(path, bind.path)
         if posix.fstat(parent).st_dev == assembly.root_device:
             assembly.make_directory(path if bind.directory else path.rpartition("/")[0] or "/")
             if not bind.directory:
@@ -303,6 +307,13 @@ def refuse_reserved(resolved: str, asked: str) -> None:
     if reason:
         via = f" (really {resolved})" if resolved != asked else ""
         raise BuildError(f"{asked}{via} can't be a volume's target: {reason}")
+
+
+def refuse_site(resolved: str, asked: str) -> None:
+    """Raise BuildError if a symbolic link of the image leads a site's mount to where no site may mount anything."""
+    reason = volumes.site_target_refusal(resolved)
+    if reason:
+        raise BuildError(f"{asked} is a symbolic link of the image to {resolved}, which can't be a target: {reason}")
 
 
 def is_below(path: str, ancestor: str) -> bool:
