@@ -221,4 +221,8 @@ def write_file(path: str, data: bytes) -> None:
             view = view[posix.write(fd, view) :]
     finally:
         posix.close(fd)
-    posix.rename(temporary, path)
+    try:
+        posix.rename(temporary, path)
+    except IsADirectoryError:
+        remove(path)
+        posix.rename(temporary, path)
