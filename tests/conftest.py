@@ -122,6 +122,23 @@ def tiny_node(node: Node, image: Tree) -> Node:
     return node
 
 
+SOAK = os.environ.get("SHIFTER_SOAK") == "1"
+"""Set by `make soak`: the same tests with the large numbers."""
+
+COUNTS = {
+    # What: (every day, soak)
+    "launches": (120, 2000),
+    "reaped launches": (64, 640),
+    "killed builders": (12, 200),
+}
+
+
+@pytest.fixture(scope="session")
+def counts() -> dict[str, int]:
+    """How often the tests that are marked `soak` repeat what they do."""
+    return {name: pair[SOAK] for name, pair in COUNTS.items()}
+
+
 def _scratch() -> Path:
     """Session files that are dear to make again; those of processes that were killed go when the next one starts."""
     base = nodes.BUILD / "test-images"

@@ -43,6 +43,7 @@
 #include "config.h"
 
 #define NS_GET_MNTNS_ID _IOR(0xb7, 5, uint64_t) /* linux/nsfs.h, Linux >= 6.11; 64 bits, never reused */
+#define NS_GET_NSTYPE _IO(0xb7, 3)
 #define NSFS_MAGIC 0x6e736673
 #define LOWEST_OWN_FD 10 /* ours stay clear of the descriptors that a caller passes */
 #define MAX_GROUPS 4096  /* shifter/request.py */
@@ -198,6 +199,13 @@ static void refuse_chroot(int own_namespace)
         die("called in a chroot: a UDI is made from the node's own file system; run shifter outside of the chroot");
 }
 
+/* True in the mount namespace of PID 1, where that can be seen. Privileged. */
+static bool is_home(int own_namespace)
+{
+    struct stat own, home;
+    return stat("/proc/1/ns/mnt", &home) == 0 && fstat(own_namespace, &own) == 0 && own.st_dev == home.st_dev && own.st_ino == home.st_ino;
+}
+
 /* --- records ------------------------------------------------------------------------------------------------------ */
 
 /*
@@ -314,7 +322,7 @@ static int find_udi(int run, const struct document *request, const struct caller
     if (file >= 0 && record->size > request->size && memcmp(record->data, request->data, request->size) == 0 && watches_hold(record)) {
         struct statfs type;
         namespace = openat(directory, "ns", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (namespace >= 0 && (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC)) {
+        if (namespace >= 0 && (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNS)) {
             close(namespace);
             namespace = -1;
         }
@@ -634,6 +642,17 @@ struct launch {
     struct document site, request, record;
 };
 
+/* The UDI becomes nobody else's: its request has a number that no other one has. */
+static void do_not_share(struct launch *launch)
+{
+    uint64_t random;
+    if (*launch->once)
+        return;
+    if (getrandom(&random, sizeof random, 0) != sizeof random)
+        die("no random numbers: %s", strerror(errno));
+    snprintf(launch->once, sizeof launch->once, "%016llx", (unsigned long long)random);
+}
+
 /* Find the UDI that a record promises. Returns its namespace, or -1. */
 static int look_up(struct launch *launch, int run)
 {
@@ -645,12 +664,8 @@ static int look_up(struct launch *launch, int run)
     int file = document_open(&launch->site, run, "site", "site");
     if (file >= 0 && watches_hold(&launch->site)) {
         const char *idle = field_first(&launch->site, "udiIdleTime");
-        if (!*launch->once && (!launch->namespace || !idle || strcmp(idle, "0") == 0)) {
-            uint64_t random;
-            if (getrandom(&random, sizeof random, 0) != sizeof random)
-                die("no random numbers: %s", strerror(errno));
-            snprintf(launch->once, sizeof launch->once, "%016llx", (unsigned long long)random);
-        }
+        if (!idle || strcmp(idle, "0") == 0)
+            do_not_share(launch);
         if (resolve_image(&launch->site, launch->asked->image, image, sizeof image)) {
             make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "image", image);
             namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
@@ -738,9 +753,11 @@ int main(int argc, char **argv)
     if (fstatfs(own, &type) != 0 || type.f_type != NSFS_MAGIC)
         die("/proc is not a proc file system");
     if (ioctl(own, NS_GET_MNTNS_ID, &launch.namespace) != 0)
-        launch.namespace = 0;
+        launch.namespace = is_home(own); /* 1: the node's own, which lives as long as the node; nothing else has that id here */
     refuse_chroot(own);
     close(own);
     drop_temporarily();
+    if (!launch.namespace)
+        do_not_share(&launch);
     launch_command(&launch);
 }

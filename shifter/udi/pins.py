@@ -133,15 +133,28 @@ def _lock_base() -> int:
 
 
 def _is_our_mount() -> bool:
-    """True if the topmost mount on /run/shifter is a tmpfs of ours, seen from the current namespace."""
-    fd = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
-    table = b""
+    """True if what is to be seen at /run/shifter, in the current namespace, is the root of a tmpfs of ours."""
+    try:
+        run = posix.open(RUN, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except OSError:
+        return False
+    info = [line.split() for line in _read(f"/proc/self/fdinfo/{run}").splitlines()]
+    posix.close(run)
+    mount = next(words[1] for words in info if words[0] == b"mnt_id:")
+    for line in _read("/proc/self/mountinfo").splitlines():
+        words = line.split(b" ")
+        if words[0] == mount:
+            return words[4] == RUN.encode("ascii") and words[-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]
+    return False
+
+
+def _read(path: str) -> bytes:
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    data = b""
     while block := posix.read(fd, 65536):
-        table += block
+        data += block
     posix.close(fd)
-    lines = [line.split(b" ") for line in table.splitlines()]
-    top = [line for line in lines if line[4] == RUN.encode("ascii")][-1:]
-    return bool(top) and top[0][-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]
+    return data
 
 
 def _make_store_namespace(run: int) -> None:
@@ -249,4 +262,8 @@ def write_file(path: str, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         posix.close(fd)
-    posix.rename(temporary, path)
+    try:
+        posix.rename(temporary, path)
+    except IsADirectoryError:
+        remove(path)
+        posix.rename(temporary, path)

@@ -60,7 +60,11 @@ class Reaper:
         """Reap the UDIs of one user; return the image keys that the remaining ones use, or ``*`` if a build is under way."""
         directory = f"{pins.UDIS}/{uid}"
         try:
-            lock = posix.open(f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+            if not uid.isdigit():
+                raise NotADirectoryError
+            lock = posix.open(
+                f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+            )
         except OSError:
             # Not a directory, or a lock that is none: no door and no builder can work with that.
             pins.remove(directory)
