@@ -228,6 +228,13 @@ static bool resolve_image(const struct document *site, const char *text, char *o
     return identifier_valid(out);
 }
 
+/* In a PID namespace PID 1 can be the user's, in a user namespace and a root of the user's making. Privileged. */
+static bool init_is_ours(void)
+{
+    struct stat ours, theirs;
+    return stat("/proc/self/ns/user", &ours) == 0 && stat("/proc/1/ns/user", &theirs) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
 /* Return a descriptor of /run/shifter if its pins can be used from here, else of PID 1's, else -1. Privileged. */
 static int open_run(void)
 {
@@ -238,6 +245,10 @@ static int open_run(void)
         int run = open(places[i], O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         if (run < 0)
             continue;
+        if (i > 0 && !init_is_ours()) { /* checked afterwards: nobody leaves a user namespace for the one above it */
+            close(run);
+            continue;
+        }
         int store = openat(run, "store", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         bool usable = store >= 0 && fstatfs(store, &type) == 0 && type.f_type == NSFS_MAGIC && fstatfs(run, &type) == 0 &&
                       type.f_type == TMPFS_MAGIC && fstat(run, &status) == 0 && status.st_uid == 0 && !(status.st_mode & 022);

@@ -57,6 +57,8 @@ LOCK_UN = 8
 
 PR_SET_PDEATHSIG = 1
 
+NS_GET_USERNS = 0xB701
+"""_IO(0xb7, 1), linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
 NS_GET_MNTNS_ID = 0x8008B705
 """_IOR(0xb7, 5, __u64), linux/nsfs.h: the 64-bit id of a mount namespace, never reused (unlike the nsfs inode)."""
 
