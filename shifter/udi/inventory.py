@@ -144,7 +144,8 @@ def _devices(directory: str, home: int) -> "set[str]":
     namespace = pins.open_namespace(f"{directory}/ns")
     try:
         syscalls.setns(namespace)
-        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc)) as table:
+        # Names of mounts are users': any byte but the line feed.
+        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc), errors="surrogateescape", newline="\n") as table:
             return {line.split(" ", 3)[2] for line in table}
     finally:
         syscalls.setns(home)
