@@ -61,12 +61,16 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
     finally:
         _refresh_site(settings, builder.store, home, here)
     key = builder.make(home)
-    syscalls.flock(lock, syscalls.LOCK_UN, "lock")
+    pins.keep_newest(f"{pins.UDIS}/{asked.uid}", settings.udiMaxPerUser)
+    if not asked.once:
+        syscalls.flock(lock, syscalls.LOCK_UN, "lock")
     _answer("ok", key)
     _log(asked, "built", f"{key} {builder.image_name}")
     if asked.once:
         _wait_for_door()
         pins.remove_udi(f"{pins.UDIS}/{asked.uid}/{key}")
+        # Not before: whoever stops a door while its builder waits for it gets no second builder.
+        syscalls.flock(lock, syscalls.LOCK_UN, "lock")
     from shifter.udi import reap  # after the answer: nobody waits for it
 
     reap.sweep(settings, asked.uid)
