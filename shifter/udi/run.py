@@ -40,6 +40,13 @@ def main(lock: str) -> int:
     except (OSError, MemoryError) as error:
         message = f"the UDI could not be built: {describe(error)}"
         _log(asked, "failed", message)
+    except Exception as error:  # not to the interpreter: it looks for source files, in whatever root it is now
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        message = f"internal error: {type(error).__name__}: {error} at {where}"
+        _log(asked, "failed", message)
     _answer("error", message)
     return 1
 
