@@ -108,7 +108,7 @@ def processes_by_root() -> "dict[str, list[int]]":
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                found.setdefault(str(os.stat(f"/proc/{name}/root").st_dev), []).append(int(name))
+                found.setdefault(str(syscalls.device_number(f"/proc/{name}/root")), []).append(int(name))
             except OSError:
                 continue
     return found

@@ -158,7 +158,7 @@ def roots_in_use() -> "set[str]":
     for name in posix.listdir("/proc"):
         if name.isdigit():
             try:
-                found.add(str(posix.stat(f"/proc/{name}/root").st_dev))
+                found.add(str(syscalls.device_number(f"/proc/{name}/root")))
             except OSError:
                 continue  # it ended meanwhile
     return found
