@@ -50,14 +50,14 @@ class Reaper:
                 posix.unlink(f"{pins.RUN}/{name}")
 
     def user(self, uid: str) -> "set[str]":
-        """Reap the UDIs of one user; return the image keys that the remaining ones use, or all if the user is busy."""
+        """Reap the UDIs of one user; return the image keys that the remaining ones use."""
         directory = f"{pins.UDIS}/{uid}"
         lock = posix.open(f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
         try:
             try:
                 syscalls.flock(lock, syscalls.LOCK_EX | syscalls.LOCK_NB, directory)
             except BlockingIOError:
-                return {"*"}  # a build is under way: what it needs is not known yet
+                return set() if self.all else self._mounted(directory)  # a build is under way, or a stopped door holds it
             alive: list[records.Record] = []
             for key in posix.listdir(directory):
                 if key == "lock":
@@ -76,6 +76,12 @@ class Reaper:
         finally:
             syscalls.flock(lock, syscalls.LOCK_UN, directory)
             posix.close(lock)
+
+    @staticmethod
+    def _mounted(directory: str) -> "set[str]":
+        """Return the image keys that a user's UDIs have; a build under way has its image in a copy of the store."""
+        found = [records.read(f"{directory}/{key}") for key in posix.listdir(directory)]
+        return {record.get("mounted") for record in found if record}
 
     def _expired(self, directory: str, record: "records.Record | None") -> str:
         """Return why this UDI has to go, or ""."""
