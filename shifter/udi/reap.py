@@ -18,6 +18,9 @@ if MYPY:
 SWEEP_INTERVAL = 30
 """Seconds between two sweeps by builders; a node without a gc timer still gets rid of what nobody uses."""
 
+MAX_IMAGES = 64
+"""With more images mounted than this, those that no UDI needs go at once: a user can name all images of a store."""
+
 DEBRIS_AGE = 60
 """Seconds after which a temporary file in /run/shifter was left behind by a builder that died (a write takes microseconds)."""
 
@@ -113,9 +116,11 @@ class Reaper:
         home = pins.open_namespace("/proc/self/ns/mnt")
         stored = pins.open_namespace(pins.STORE)
         try:
-            for key in posix.listdir(pins.IMAGES):
+            keys = posix.listdir(pins.IMAGES)
+            patience = self.config.udiIdleTime if len(keys) <= MAX_IMAGES else 0
+            for key in keys:
                 idle = self.now - posix.stat(f"{pins.IMAGES}/{key}").st_mtime
-                if key not in needed and (self.all or idle > self.config.udiIdleTime):
+                if key not in needed and (self.all or idle > patience):
                     self._unmount(key, home, stored)
         finally:
             posix.close(home)
@@ -146,7 +151,7 @@ def sweep(config: "Config", uid: int) -> None:
         due = time.time() - posix.stat(stamp).st_mtime > SWEEP_INTERVAL
     except FileNotFoundError:
         due = True
-    if due:
+    if due or len(posix.listdir(pins.IMAGES)) > MAX_IMAGES:
         posix.close(posix.open(stamp, posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC, 0o600))
         posix.utime(stamp)
         Reaper(config).run()
