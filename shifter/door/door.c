@@ -217,11 +217,17 @@ static bool resolve_image(const struct document *site, const char *text, char *o
     char path[PATH_MAX];
     if ((size_t)snprintf(path, sizeof path, "%s/tags/%s", store, out) >= sizeof path)
         return false;
-    setfsgid((gid_t)strtoul(gid, NULL, 10));
-    setfsuid((uid_t)strtoul(uid, NULL, 10));
+    gid_t group = (gid_t)strtoul(gid, NULL, 10);
+    uid_t owner = (uid_t)strtoul(uid, NULL, 10);
+    setfsgid(group);
+    setfsuid(owner);
+    if (setfsuid((uid_t)-1) != (int)owner || setfsgid((gid_t)-1) != (int)group)
+        die("can't act as the owner of the image store");
     ssize_t length = readlink(path, out, room - 1);
     setfsuid(0);
     setfsgid(getegid());
+    if (setfsuid((uid_t)-1) != 0)
+        die("can't become root again");
     if (length <= 0)
         return false;
     out[length] = 0;
@@ -270,6 +276,8 @@ static bool watch_holds(const char *text)
         return false;
     struct stat now;
     setfsuid((uid_t)as);
+    if (setfsuid((uid_t)-1) != (int)as)
+        die("can't act as uid %u", (unsigned)as);
     int result = stat(text, &now);
     setfsuid(0);
     if (result != 0)
