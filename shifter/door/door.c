@@ -110,12 +110,9 @@ static int document_open(struct document *document, int directory, const char *n
 
 static void make_standard_fds_valid(void)
 {
-    int fd;
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= 2);
-    if (fd > 2)
-        close(fd);
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(EXIT_SHIFTER); /* else a file of ours would get the number, and messages would be written to it */
 }
 
 /* Move a descriptor out of the range that callers use, close-on-exec. */
@@ -713,14 +710,14 @@ int main(int argc, char **argv)
     static struct caller caller;
     static struct invocation asked;
     static struct launch launch = {.asked = &asked, .caller = &caller};
-    make_standard_fds_valid();
-    if (argc < 1)
-        die("called without a name");
     caller_uid = getuid();
     if (geteuid() == 0 && caller_uid != 0) {
         privileged = true;
         drop_temporarily();
     }
+    make_standard_fds_valid(); /* as the caller: what they have at /dev/null in a chroot is theirs */
+    if (argc < 1)
+        die("called without a name");
     save_caller(&caller);
     if (!privileged && caller_uid != 0)
         run_without_privilege(argc, argv, &caller);
