@@ -203,7 +203,8 @@ class Mount:
 
 
 def mountinfo(pid: int | str = "self") -> list[Mount]:
-    return [Mount.parse(line) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    text = Path(f"/proc/{pid}/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    return [Mount.parse(line) for line in text.split("\n")[:-1]]
 
 
 @dataclasses.dataclass(frozen=True)

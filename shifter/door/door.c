@@ -113,12 +113,9 @@ static int document_open(struct document *document, int directory, const char *n
 
 static void make_standard_fds_valid(void)
 {
-    int fd;
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= 2);
-    if (fd > 2)
-        close(fd);
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(EXIT_SHIFTER); /* else a file of ours would get the number, and messages would be written to it */
 }
 
 /* Move a descriptor out of the range that callers use, close-on-exec. */
@@ -224,15 +221,28 @@ static bool resolve_image(const struct document *site, const char *text, char *o
     char path[PATH_MAX];
     if ((size_t)snprintf(path, sizeof path, "%s/tags/%s", store, out) >= sizeof path)
         return false;
-    setfsgid((gid_t)strtoul(gid, NULL, 10));
-    setfsuid((uid_t)strtoul(uid, NULL, 10));
+    gid_t group = (gid_t)strtoul(gid, NULL, 10);
+    uid_t owner = (uid_t)strtoul(uid, NULL, 10);
+    setfsgid(group);
+    setfsuid(owner);
+    if (setfsuid((uid_t)-1) != (int)owner || setfsgid((gid_t)-1) != (int)group)
+        die("can't act as the owner of the image store");
     ssize_t length = readlink(path, out, room - 1);
     setfsuid(0);
     setfsgid(getegid());
+    if (setfsuid((uid_t)-1) != 0)
+        die("can't become root again");
     if (length <= 0)
         return false;
     out[length] = 0;
     return identifier_valid(out);
+}
+
+/* In a PID namespace PID 1 can be the user's, in a user namespace and a root of the user's making. Privileged. */
+static bool init_is_ours(void)
+{
+    struct stat ours, theirs;
+    return stat("/proc/self/ns/user", &ours) == 0 && stat("/proc/1/ns/user", &theirs) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
 }
 
 /* Return a descriptor of /run/shifter if its pins can be used from here, else of PID 1's, else -1. Privileged. */
@@ -245,6 +255,10 @@ static int open_run(void)
         int run = open(places[i], O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         if (run < 0)
             continue;
+        if (i > 0 && !init_is_ours()) { /* checked afterwards: nobody leaves a user namespace for the one above it */
+            close(run);
+            continue;
+        }
         int store = openat(run, "store", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         bool usable = store >= 0 && fstatfs(store, &type) == 0 && type.f_type == NSFS_MAGIC && fstatfs(run, &type) == 0 &&
                       type.f_type == TMPFS_MAGIC && fstat(run, &status) == 0 && status.st_uid == 0 && !(status.st_mode & 022);
@@ -266,6 +280,8 @@ static bool watch_holds(const char *text)
         return false;
     struct stat now;
     setfsuid((uid_t)as);
+    if (setfsuid((uid_t)-1) != (int)as)
+        die("can't act as uid %u", (unsigned)as);
     int result = stat(text, &now);
     setfsuid(0);
     if (result != 0)
@@ -718,14 +734,14 @@ int main(int argc, char **argv)
     static struct caller caller;
     static struct invocation asked;
     static struct launch launch = {.asked = &asked, .caller = &caller};
-    make_standard_fds_valid();
-    if (argc < 1)
-        die("called without a name");
     caller_uid = getuid();
     if (geteuid() == 0 && caller_uid != 0) {
         privileged = true;
         drop_temporarily();
     }
+    make_standard_fds_valid(); /* as the caller: what they have at /dev/null in a chroot is theirs */
+    if (argc < 1)
+        die("called without a name");
     save_caller(&caller);
     if (!privileged)
         run_without_privilege(argc, argv, &caller);

@@ -17,6 +17,7 @@ AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_RECURSIVE = 0x8000
 AT_EMPTY_PATH = 0x1000
+AT_STATX_DONT_SYNC = 0x4000
 
 CLONE_NEWNS = 0x00020000
 
@@ -57,6 +58,8 @@ LOCK_UN = 8
 
 PR_SET_PDEATHSIG = 1
 
+NS_GET_USERNS = 0xB701
+"""_IO(0xb7, 1), linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
 NS_GET_MNTNS_ID = 0x8008B705
 """_IOR(0xb7, 5, __u64), linux/nsfs.h: the 64-bit id of a mount namespace, never reused (unlike the nsfs inode)."""
 
@@ -231,6 +234,17 @@ def filesystem_magic(fd: int) -> int:
     array = (_Char * len(buffer)).from_buffer(buffer)
     _call(_fstatfs, "fstatfs", fd, _ctypes.addressof(array))
     return int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF
+
+
+def device_number(path: str) -> int:
+    """statx(2) with AT_STATX_DONT_SYNC: st_dev of *path*, without asking the server of its file system.
+
+    That can be a user's FUSE daemon, or a dead NFS server, and never answer.
+    """
+    buffer = bytearray(256)
+    array = (_Char * len(buffer)).from_buffer(buffer)
+    _call(_libc("statx"), path, AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, 0, _ctypes.addressof(array))
+    return posix.makedev(int.from_bytes(buffer[136:140], "little"), int.from_bytes(buffer[140:144], "little"))
 
 
 def mount_namespace_id(fd: int) -> int:

@@ -28,6 +28,9 @@ if MYPY:
 _FORBIDDEN_SOURCES = (syscalls.PROC_SUPER_MAGIC, syscalls.NSFS_MAGIC)
 """File systems whose files mean something else for the builder than for the user (/proc/self), so never a source."""
 
+MAX_VOLUMES = 128
+"""Each is a copy of a whole mount tree: ten thousand times "/" fit into a request, and would keep the kernel busy for minutes."""
+
 _OWN_TOP = ("proc", "sys", "dev", "tmp", "run", "etc", "var", "opt")
 _OWN_VAR = ("run", "tmp", "spool", "empty", "shifterConfig.json")
 
@@ -78,6 +81,8 @@ class Builder:
         """
         if self.request.modules:
             raise BuildError(f"module {self.request.modules[0]!r}: this site has none configured")
+        if sum(len(volumes.parse_user(text)) for text in self.request.volumes) > MAX_VOLUMES:
+            raise BuildError(f"more than {MAX_VOLUMES} volumes")
         procfs = open_procfs()
         caller = pins.open_namespace("/proc/self/ns/mnt")
         self.step("cloning the node's directories")

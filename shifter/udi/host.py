@@ -42,7 +42,7 @@ class Host:
 
     def __init__(self) -> None:
         self.watches: list[Watch] = []
-        self._mounts = _read_all("/proc/self/mountinfo", 1 << 24).decode("utf-8", "surrogateescape").splitlines()
+        self._mounts = _read_all("/proc/self/mountinfo", 1 << 24).decode("utf-8", "surrogateescape").split("\n")[:-1]
 
     def read(self, path: str) -> "bytes | None":
         """Return the content of a file of the node, or None when it is missing; watched either way."""

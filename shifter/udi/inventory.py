@@ -139,7 +139,7 @@ def processes_by_root() -> "dict[str, list[int]]":
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                found.setdefault(str(os.stat(f"/proc/{name}/root").st_dev), []).append(int(name))
+                found.setdefault(str(syscalls.device_number(f"/proc/{name}/root")), []).append(int(name))
             except OSError:
                 continue
     return found
@@ -178,7 +178,8 @@ def _devices(directory: str, home: int) -> "set[str]":
     namespace = pins.open_namespace(f"{directory}/ns")
     try:
         syscalls.setns(namespace)
-        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc)) as table:
+        # Names of mounts are users': any byte but the line feed.
+        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc), errors="surrogateescape", newline="\n") as table:
             return {line.split(" ", 3)[2] for line in table}
     finally:
         syscalls.setns(home)

@@ -37,11 +37,22 @@ def open_home_namespace() -> int:
     """Return the namespace in which pins live: that of PID 1, else (where even root may not look at PID 1) our own.
 
     The second case is right only for a caller that is at home itself; whether it is shows when no pin is found.
+    Raises BuildError when PID 1 is in a mount namespace of another user namespace: in a PID namespace it can be a program
+    of the user, who then has mounted there what they like.
     """
     try:
-        return open_namespace("/proc/1/ns/mnt")
+        home = open_namespace("/proc/1/ns/mnt")
+        owner = syscalls.ioctl(home, syscalls.NS_GET_USERNS, 0, "NS_GET_USERNS")
     except PermissionError:
         return open_namespace("/proc/self/ns/mnt")
+    # Both are held open meanwhile, so that the number of neither is given to another namespace.
+    ours = posix.open("/proc/self/ns/user", posix.O_RDONLY | posix.O_CLOEXEC)
+    same = posix.fstat(owner).st_ino == posix.fstat(ours).st_ino
+    posix.close(owner)
+    posix.close(ours)
+    if not same:
+        raise BuildError("PID 1 of this PID namespace is in a user namespace of its own: run shifter outside of it")
+    return home
 
 
 def unshare_until_younger(home: int, procfs: int) -> None:
@@ -245,6 +256,24 @@ def remove(path: str) -> None:
             posix.rmdir(path)
     except FileNotFoundError:
         pass  # somebody else was faster
+
+
+def keep_newest(directory: str, count: int) -> None:
+    """Take down the UDIs of one user that were not used for longest, but for *count*. With the user's lock held.
+
+    Here, and not left to the reaper: it never gets the lock of a user who starts one build after the other.
+    """
+    keys = [name for name in posix.listdir(directory) if name != "lock"]
+    if len(keys) <= count:
+        return
+    ages = []
+    for key in keys:
+        try:
+            ages.append((posix.stat(f"{directory}/{key}/record").st_mtime, key))
+        except OSError:
+            ages.append((0.0, key))  # of a build that died
+    for _, key in sorted(ages)[: len(keys) - count]:
+        remove_udi(f"{directory}/{key}")
 
 
 def write_file(path: str, data: bytes) -> None:

@@ -18,6 +18,9 @@ if MYPY:
 SWEEP_INTERVAL = 30
 """Seconds between two sweeps by builders; a node without a gc timer still gets rid of what nobody uses."""
 
+MAX_IMAGES = 64
+"""With more images mounted than this, those that no UDI needs go at once: a user can name all images of a store."""
+
 DEBRIS_AGE = 60
 """Seconds after which a temporary file in /run/shifter was left behind by a builder that died (a write takes microseconds)."""
 
@@ -57,7 +60,7 @@ class Reaper:
                 pins.remove(path)
 
     def user(self, uid: str) -> "set[str]":
-        """Reap the UDIs of one user; return the image keys that the remaining ones use, or ``*`` if a build is under way."""
+        """Reap the UDIs of one user; return the image keys that the remaining ones use."""
         directory = f"{pins.UDIS}/{uid}"
         try:
             if not uid.isdigit():
@@ -74,7 +77,7 @@ class Reaper:
             if not self._locked(lock):
                 if self.all:
                     self.report.append(f"uid {uid}: left alone, a build has been under way for {PATIENCE} s; try again")
-                return {"*"}  # what it needs is not known yet
+                return set() if self.all else self._mounted(directory)  # a build is under way, or a stopped door holds it
             alive: list[records.Record] = []
             for key in _entries(directory):
                 if key == "lock":
@@ -92,6 +95,12 @@ class Reaper:
             return {record.get("mounted") for record in alive}
         finally:
             posix.close(lock)
+
+    @staticmethod
+    def _mounted(directory: str) -> "set[str]":
+        """Return the image keys that a user's UDIs have; a build under way has its image in a copy of the store."""
+        found = [records.read(f"{directory}/{key}") for key in _entries(directory)]
+        return {record.get("mounted") for record in found if record}
 
     def _locked(self, lock: int) -> bool:
         """Try to take a lock: once, or for some seconds when everything has to go."""
@@ -128,12 +137,11 @@ class Reaper:
 
     def images(self, needed: "set[str]") -> None:
         """Unmount the images that no UDI needs and no build has used for udiIdleTime."""
-        if "*" in needed and not self.all:
-            return
-        idle = -1 if self.all else self.config.udiIdleTime
-        for key in image_mounts.known():
+        keys = image_mounts.known()
+        patience = self.config.udiIdleTime if len(keys) <= MAX_IMAGES else 0
+        for key in keys:
             if key not in needed:
-                self.unmount(key, idle, "not used by any UDI")
+                self.unmount(key, -1 if self.all else patience, "not used by any UDI")
 
     def unmount(self, key: str, idle: int, why: str) -> None:
         """Unmount one image if nobody mounts it right now, and no build has used it for *idle* seconds."""
@@ -179,7 +187,7 @@ def sweep(config: "Config", uid: int) -> None:
         due = abs(time.time() - posix.stat(stamp).st_mtime) > SWEEP_INTERVAL  # clocks are set back, too
     except FileNotFoundError:
         due = True
-    if due:
+    if due or len(posix.listdir(pins.IMAGES)) > MAX_IMAGES:
         posix.close(posix.open(stamp, posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC, 0o600))
         posix.utime(stamp)
         Reaper(config).run()
@@ -197,7 +205,7 @@ def roots_in_use() -> "set[str]":
     for name in posix.listdir("/proc"):
         if name.isdigit():
             try:
-                found.add(str(posix.stat(f"/proc/{name}/root").st_dev))
+                found.add(str(syscalls.device_number(f"/proc/{name}/root")))
             except OSError:
                 continue  # it ended meanwhile
     return found

@@ -40,6 +40,13 @@ def main(lock: str) -> int:
     except (OSError, MemoryError) as error:
         message = f"the UDI could not be built: {describe(error)}"
         _log(asked, "failed", message)
+    except Exception as error:  # not to the interpreter: it looks for source files, in whatever root it is now
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        message = f"internal error: {type(error).__name__}: {error} at {where}"
+        _log(asked, "failed", message)
     _answer("error", message)
     return 1
 
@@ -64,12 +71,16 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
         _answer("again", "")  # the door knows it from the new site file, and asks for a UDI that is not shared
         return
     key = builder.make(home)
-    syscalls.flock(lock, syscalls.LOCK_UN, "lock")
+    pins.keep_newest(f"{pins.UDIS}/{asked.uid}", settings.udiMaxPerUser)
+    if not asked.once:
+        syscalls.flock(lock, syscalls.LOCK_UN, "lock")
     _answer("ok", key)
     _log(asked, "built", f"{key} {builder.image_name}")
     if asked.once:
         _wait_for_door()
         pins.remove_udi(f"{pins.UDIS}/{asked.uid}/{key}")
+        # Not before: whoever stops a door while its builder waits for it gets no second builder.
+        syscalls.flock(lock, syscalls.LOCK_UN, "lock")
     from shifter.udi import reap  # after the answer: nobody waits for it
 
     try:
