@@ -205,7 +205,7 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
             continue;
         }
         for (const char *letter = word + 1; *letter; letter++) {
-            const struct option_entry *entry = find_option(NULL, 0, *letter);
+            const struct option_entry *entry = find_option("", 0, *letter);
             if (!entry)
                 usage_error("unknown option '%.*s'", word, (int)strlen(word));
             const char *value = NULL;
@@ -238,7 +238,7 @@ static char **split_interpreter_line(int *argc, char **argv)
         return argv;
     if (stat(started, &script) == 0 && stat("/proc/self/exe", &door) == 0 && script.st_dev == door.st_dev && script.st_ino == door.st_ino)
         return argv;
-    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
+    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = argv[1], *word;
     int count = 0;
     words[count++] = argv[0];
     while ((word = strsep(&rest, " \t")))
@@ -371,7 +371,9 @@ enum reference_kind parse_reference(const char *text, const char *default_kind, 
     if (strcmp(kind, "local") == 0)
         return resolve_local(text, out, room) ? REFERENCE_RESOLVED : REFERENCE_OTHER;
     if (strcmp(kind, "id") == 0)
-        return identifier_valid(text) && strlen("id:") + strlen(text) <= NAME_MAX && (size_t)snprintf(out, room, "%s", text) < room ? REFERENCE_RESOLVED : REFERENCE_OTHER;
+        return identifier_valid(text) && strlen("id:") + strlen(text) <= NAME_MAX && (size_t)snprintf(out, room, "%s", text) < room
+                   ? REFERENCE_RESOLVED
+                   : REFERENCE_OTHER;
     char allowed[sizeof LETTERS + 8];
     snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
     size_t length = strlen(text), used = (size_t)snprintf(out, room, "%s:", kind);
