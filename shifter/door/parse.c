@@ -20,36 +20,40 @@
 
 /* --- messages and memory ------------------------------------------------------------------------------------------ */
 
-/* Print "shifter: TEXT" in one write, control characters made harmless. */
-static void vsay(const char *format, va_list arguments)
+#define PREFIX_LENGTH 9 /* of "shifter: " */
+
+/* Print TEXT as a line, in one write, control characters made harmless. */
+static void print_line(char *text)
 {
-    char text[2048] = "shifter: ";
-    size_t used = strlen(text);
-    vsnprintf(text + used, sizeof text - used - 1, format, arguments);
+    size_t length = strlen(text);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127)
             *c = '?';
-    strcat(text, "\n");
-    if (write(2, text, strlen(text)) < 0) {
+    text[length] = '\n'; /* in place of the NUL */
+    if (write(2, text, length + 1) < 0) {
         /* nobody to tell */
     }
 }
 
 void say(const char *format, ...)
 {
+    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsay(format, arguments);
+    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
     va_end(arguments);
+    print_line(text);
 }
 
 /* Say it and exit with 125. */
 _Noreturn void die(const char *format, ...)
 {
+    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsay(format, arguments);
+    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
     va_end(arguments);
+    print_line(text);
     _exit(EXIT_SHIFTER);
 }
 
