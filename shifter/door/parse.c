@@ -20,38 +20,42 @@
 
 /* --- messages and memory ------------------------------------------------------------------------------------------ */
 
-/* Print "shifter: TEXT" in one write, control characters made harmless. */
-static void vsay(const char *format, va_list arguments)
+#define PREFIX_LENGTH 9 /* of "shifter: " */
+
+/* Print TEXT as a line, in one write, control characters made harmless. */
+static void print_line(char *text)
 {
-    char text[2048] = "shifter: ";
-    size_t used = strlen(text);
-    vsnprintf(text + used, sizeof text - used - 1, format, arguments);
+    size_t length = strlen(text);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127)
             *c = '?';
-    strcat(text, "\n");
     if (geteuid() != getuid() && seteuid(getuid()) != 0) /* where it goes to is the caller's choice */
         _exit(EXIT_SHIFTER);
-    if (write(2, text, strlen(text)) < 0) {
+    text[length] = '\n'; /* in place of the NUL */
+    if (write(2, text, length + 1) < 0) {
         /* nobody to tell */
     }
 }
 
 void say(const char *format, ...)
 {
+    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsay(format, arguments);
+    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
     va_end(arguments);
+    print_line(text);
 }
 
 /* Say it and exit with 125. */
 _Noreturn void die(const char *format, ...)
 {
+    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsay(format, arguments);
+    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
     va_end(arguments);
+    print_line(text);
     _exit(EXIT_SHIFTER);
 }
 
@@ -207,7 +211,7 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
             continue;
         }
         for (const char *letter = word + 1; *letter; letter++) {
-            const struct option_entry *entry = find_option(NULL, 0, *letter);
+            const struct option_entry *entry = find_option("", 0, *letter);
             if (!entry)
                 usage_error("unknown option '%.*s'", word, (int)strlen(word));
             const char *value = NULL;
@@ -240,7 +244,7 @@ static char **split_interpreter_line(int *argc, char **argv)
         return argv;
     if (stat(started, &script) == 0 && stat("/proc/self/exe", &door) == 0 && script.st_dev == door.st_dev && script.st_ino == door.st_ino)
         return argv;
-    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = need(strdup(argv[1])), *word;
+    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = argv[1], *word;
     int count = 0;
     words[count++] = argv[0];
     while ((word = strsep(&rest, " \t")))
@@ -373,7 +377,9 @@ enum reference_kind parse_reference(const char *text, const char *default_kind, 
     if (strcmp(kind, "local") == 0)
         return resolve_local(text, out, room) ? REFERENCE_RESOLVED : REFERENCE_OTHER;
     if (strcmp(kind, "id") == 0)
-        return identifier_valid(text) && strlen("id:") + strlen(text) <= NAME_MAX && (size_t)snprintf(out, room, "%s", text) < room ? REFERENCE_RESOLVED : REFERENCE_OTHER;
+        return identifier_valid(text) && strlen("id:") + strlen(text) <= NAME_MAX && (size_t)snprintf(out, room, "%s", text) < room
+                   ? REFERENCE_RESOLVED
+                   : REFERENCE_OTHER;
     char allowed[sizeof LETTERS + 8];
     snprintf(allowed, sizeof allowed, "%s.-+:@/", LETTERS);
     size_t length = strlen(text), used = (size_t)snprintf(out, room, "%s:", kind);

@@ -309,9 +309,10 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
     const char *outer = getenv("SHIFTER_IMAGEREQUEST"), *image = getenv("SHIFTER_IMAGE");
     static struct document record;
     struct list words = {0}, env = {0};
-    const char *identifier = asked->image && strncmp(asked->image, "id:", 3) == 0 ? asked->image + 3 : asked->image;
-    if (asked->image_given && !same_image(asked->image, outer) && !same_image(asked->image, image) && !marker_has(marker, "identifier", identifier))
-        die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", asked->image);
+    const char *named = asked->image_given ? asked->image : NULL;
+    if (named && !same_image(named, outer) && !same_image(named, image) &&
+        !marker_has(marker, "identifier", strncmp(named, "id:", 3) == 0 ? named + 3 : named))
+        die("this is the inside of a UDI of %s: another image (%s) can't be entered from here", outer ? outer : "another image", named);
     if (asked->volumes_given && !marker_has(marker, "volMap", join(&asked->volumes, ';')))
         die("this is the inside of a UDI: volumes can't be added");
     if (asked->modules_given && strcasecmp(asked->modules.items[0], "none") != 0)
@@ -337,7 +338,8 @@ void refuse_user_namespace(void)
     static char text[4096];
     unsigned long first, outside, count;
     struct stat status;
-    bool mapped = sscanf(small_file("/proc/self/uid_map", text, sizeof text), "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
+    small_file("/proc/self/uid_map", text, sizeof text);
+    bool mapped = sscanf(text, "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
     if (stat("/proc/self/ns/user", &status) == 0 ? status.st_ino != FIRST_USER_NAMESPACE : mapped)
         die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }

@@ -371,7 +371,7 @@ class Terminal:
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
         ends = {name: slave if fd in which else -3 for fd, name in enumerate(("stdin", "stdout", "stderr"))}
-        process = node.popen([DOOR, *words], "alice", prepare=prepare, **ends)  # type: ignore[arg-type]
+        process = node.popen([DOOR, *words], "alice", prepare=prepare, **ends)
         try:
             code = process.wait(30)
             os.set_blocking(self.master, False)

@@ -304,7 +304,8 @@ def test_limits(node: Node) -> None:
             most = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, tuple(v if most < 0 else min(v, most) for v in values))  # type: ignore[arg-type]
 
-    for run in ({}, {"prepare": prepare}):
+    runs: list[dict[str, Any]] = [{}, {"prepare": prepare}]
+    for run in runs:
         for tag in ("tiny:1", "vfs:1"):
             plain = node.run(["cat", "/proc/self/limits"], "alice", check=True, **run).stdout
             assert inside(node, "cat", "/proc/self/limits", tag=tag, **run) == plain
@@ -324,7 +325,8 @@ def test_signals_nice_and_cgroup(node: Node) -> None:
         "grep -E '^(Sig(Blk|Ign|Cgt)|Cpus_allowed|Seccomp)' /proc/$$/status; cut -d' ' -f18,19 /proc/$$/stat; "
         "cat /proc/$$/cgroup /proc/$$/oom_score_adj"
     )
-    for run in ({}, {"prepare": prepare}):
+    runs: list[dict[str, Any]] = [{}, {"prepare": prepare}]
+    for run in runs:
         for tag in ("tiny:1", "squashfs:1"):
             # exec, so that it is the door's own child that is looked at, by one and the same program
             words = [BUSYBOX, "sh", "-c", command]
