@@ -79,9 +79,11 @@ def test_nobody_reaches_the_run_time_state(ready: Node) -> None:
         for user in ("alice", "bob"):
             assert ready.run(["cat", path], user=user).returncode != 0
             assert ready.run(["ls", path + "/"], user=user).returncode != 0
-    inside = ready.shifter("--image=tiny:1", "sh", "-c", f"ls {RUN} /proc/1/root; cat /proc/mounts")
-    assert "udi" not in inside.stdout.split() or "5001" not in inside.stdout
-    assert "store" not in inside.stdout
+    # Inside there is not even a name of it, and no way out to where it is.
+    inside = ready.shifter("--image=tiny:1", "sh", "-c", "ls -A /run; cat /proc/self/mountinfo; ls /proc/1/root")
+    assert "shifter/" not in inside.stdout
+    assert "nsfs" not in inside.stdout
+    assert "ls: /proc/1/root: Permission denied" in inside.stderr
 
 
 # --- the image -------------------------------------------------------------------------------------------------------
