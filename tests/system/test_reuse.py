@@ -1,9 +1,11 @@
 """Reuse: a launch joins a UDI only when nothing that it was made of has changed; else it gets a new one, or a refusal."""
 
+import collections
 import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -405,31 +407,34 @@ def test_builder_killed_at_random_moments(
 ) -> None:
     """One clear line, and the next launch works."""
     chance = random.Random(2)  # the moments differ anyway
-    killed = 0
+    steps: collections.Counter[str] = collections.Counter()
+    begin = time.monotonic()
+    launch(tiny_node)
+    usual = time.monotonic() - begin
     for _ in range(counts["killed builders"]):
         tiny_node.run(f"rm -rf {RUN}/udi/5001/????????????????/record", check=True)
         (child,) = start(tiny_node, 1, "sh", "-c", "exit 7")
         working: list[int] = []
         while not working and child.poll() is None:
             working = builders(tiny_node)
-        time.sleep(chance.uniform(0, 0.02))
+        time.sleep(chance.uniform(0, usual))
         for pid in working:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         (end,) = finish([child])
         if end.returncode == 125:
-            killed += 1
-            last = end.stderr.splitlines()[-1]
-            assert last.startswith("shifter: the builder was ended while "), end.stderr
+            found = re.fullmatch(r"shifter: the builder was ended while ([^:]+): .*", end.stderr.splitlines()[-1])
+            assert found, end.stderr
+            steps[found[1]] += 1
             assert "Traceback" not in end.stderr
         else:
             assert end.returncode == 7, end.stderr
+            steps["after the answer"] += 1
         again = launch(tiny_node, "sh", "-c", "exit 7")
         assert again.returncode == 7, again.stderr
-    assert killed > 0
-    finding(
-        f"{counts['killed builders']} builders got SIGKILL, {killed} of them before they were done; every next launch worked"
-    )
+    assert steps.total() > steps["after the answer"]
+    text = ", ".join(f"{name} {count}" for name, count in steps.most_common())
+    finding(f"{steps.total()} builders got SIGKILL ({text}); every next launch worked")
 
 
 # --- broken state ----------------------------------------------------------------------------------------------------
