@@ -188,9 +188,9 @@ PYTEST_ARGS ?=
 test: deps
 	@$(MAKE) -s stage build/door-asan build/door-driver
 	@$(PYTEST) -q $(PYTEST_ARGS)
-soak: deps
+soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
 	@$(MAKE) -s stage build/door-driver
-	@$(PYTEST) -q -m soak $(PYTEST_ARGS)
+	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff check .

@@ -7,12 +7,13 @@ of it reaches the machine, and other work on the same machine does not disturb t
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,15 @@ def tiny_node(node: Node, image: Tree) -> Node:
 
 
 SOAK = os.environ.get("SHIFTER_SOAK") == "1"
-"""Set by `make soak`: the same tests with the large numbers."""
+"""Set by `make soak`: the same tests with the large numbers, and a report (tools/soak_report.py)."""
 
 COUNTS = {
     # What: (every day, soak)
     "launches": (120, 2000),
     "reaped launches": (64, 640),
     "killed builders": (12, 200),
+    "rounds of 64 at once": (1, 30),
+    "wipes": (6, 60),
 }
 
 
@@ -137,6 +140,41 @@ COUNTS = {
 def counts() -> dict[str, int]:
     """How often the tests that are marked `soak` repeat what they do."""
     return {name: pair[SOAK] for name, pair in COUNTS.items()}
+
+
+@pytest.fixture
+def finding(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say something for the report of `make soak`: numbers that a passing test would keep to itself."""
+
+    def add(text: str) -> None:
+        request.node.user_properties.append(("finding", text))
+
+    return add
+
+
+_results: list[dict[str, object]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if SOAK and (report.when == "call" or report.outcome != "passed"):
+        findings = [value for name, value in report.user_properties if name == "finding"]
+        failure = report.longreprtext.strip().splitlines()[-1:] if report.failed else []
+        _results.append(
+            {
+                "test": report.nodeid,
+                "when": report.when,
+                "outcome": report.outcome,
+                "seconds": report.duration,
+                "findings": [*map(str, findings), *failure],
+            }
+        )
+
+
+def pytest_sessionfinish() -> None:
+    if SOAK:
+        nodes.BUILD.mkdir(exist_ok=True)
+        counts = {name: pair[1] for name, pair in COUNTS.items()}
+        (nodes.BUILD / "soak.json").write_text(json.dumps({"counts": counts, "tests": _results}, indent=1))
 
 
 def _scratch() -> Path:

@@ -115,6 +115,10 @@ def test_installed_tree_is_byte_compiled(image: Tree) -> None:
     root = Path(f"{STAGE}{LIBEXEC}")
     for name in sorted(OURS):
         path = root.joinpath(*name.split("."))
-        candidates = [path / "__init__.pyc", path.with_suffix(".pyc"), *path.parent.glob(f"__pycache__/{path.name}.*.pyc")]
+        candidates = [
+            path / "__init__.pyc",
+            path.with_suffix(".pyc"),
+            *path.parent.glob(f"__pycache__/{path.name}.*.pyc"),
+        ]
         candidates += path.glob("__pycache__/__init__.*.pyc")
         assert any(candidate.exists() for candidate in candidates), name

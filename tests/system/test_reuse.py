@@ -1,9 +1,11 @@
 """Reuse: a launch joins a UDI only when nothing that it was made of has changed; else it gets a new one, or a refusal."""
 
+import collections
 import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -79,9 +81,11 @@ def test_nobody_reaches_the_run_time_state(ready: Node) -> None:
         for user in ("alice", "bob"):
             assert ready.run(["cat", path], user=user).returncode != 0
             assert ready.run(["ls", path + "/"], user=user).returncode != 0
-    inside = ready.shifter("--image=tiny:1", "sh", "-c", f"ls {RUN} /proc/1/root; cat /proc/mounts")
-    assert "udi" not in inside.stdout.split() or "5001" not in inside.stdout
-    assert "store" not in inside.stdout
+    # Inside there is not even a name of it, and no way out to where it is.
+    inside = ready.shifter("--image=tiny:1", "sh", "-c", "ls -A /run; cat /proc/self/mountinfo; ls /proc/1/root")
+    assert "shifter/" not in inside.stdout
+    assert "nsfs" not in inside.stdout
+    assert "ls: /proc/1/root: Permission denied" in inside.stderr
 
 
 # --- the image -------------------------------------------------------------------------------------------------------
@@ -267,13 +271,16 @@ def finish(children: list[subprocess.Popen[str]]) -> list[Done]:
     return done
 
 
-def test_many_launches_at_once_build_once(tiny_node: Node) -> None:
+@pytest.mark.soak
+def test_many_launches_at_once_build_once(tiny_node: Node, counts: dict[str, int]) -> None:
     launch(tiny_node, user="bob")  # makes /run/shifter
-    ends = finish(start(tiny_node, 64, "readlink", "/proc/self/ns/mnt"))
-    assert [end for end in ends if end.returncode] == []
-    assert len({end.stdout for end in ends}) == 1
-    assert sum(not joined(end) for end in ends) == 1
-    assert len([row for row in udis(tiny_node) if row["uid"] == 5001]) == 1
+    for _ in range(counts["rounds of 64 at once"]):
+        ends = finish(start(tiny_node, 64, "readlink", "/proc/self/ns/mnt"))
+        assert [end for end in ends if end.returncode] == []
+        assert len({end.stdout for end in ends}) == 1
+        assert sum(not joined(end) for end in ends) == 1
+        assert len([row for row in udis(tiny_node) if row["uid"] == 5001]) == 1
+        tiny_node.run(f"rm {RUN}/udi/5001/*/record", check=True)
 
 
 def test_many_launches_at_once_from_nothing(tiny_node: Node) -> None:
@@ -288,6 +295,7 @@ def test_many_launches_at_once_from_nothing(tiny_node: Node) -> None:
     assert len([m for m in tiny_node.mounts() if m.target == RUN]) == 1
 
 
+@pytest.mark.soak
 def test_launches_while_a_reaper_runs(tiny_node: Node, counts: dict[str, int]) -> None:
     tiny_node.conf(udiIdleTime=1)
     gc = "while :; do /opt/shifter/bin/shifterctl gc || exit 1; /opt/shifter/bin/shifterctl gc --all || exit 1; done"
@@ -322,13 +330,6 @@ def builders(node: Node) -> list[int]:
             if b"builder.pyc" in Path(f"/proc/{word}/cmdline").read_bytes():
                 found.append(int(word))
     return found
-
-
-@pytest.fixture
-def slow(ready: Node) -> Node:
-    """A node where the builder works until /tmp/hold is gone: it waits for a lock on the image that the test has."""
-    ready.run("shifterctl gc --all", check=True)
-    return ready
 
 
 class HeldImage:
@@ -400,29 +401,40 @@ def test_another_user_does_not_wait(tiny_node: Node) -> None:
         assert [end.returncode for end in finish(blocked)] == [0]
 
 
-def test_builder_killed_at_random_moments(tiny_node: Node, counts: dict[str, int]) -> None:
+@pytest.mark.soak
+def test_builder_killed_at_random_moments(
+    tiny_node: Node, counts: dict[str, int], finding: Callable[[str], None]
+) -> None:
     """One clear line, and the next launch works."""
     chance = random.Random(2)  # the moments differ anyway
-    killed = 0
+    steps: collections.Counter[str] = collections.Counter()
+    begin = time.monotonic()
+    launch(tiny_node)
+    usual = time.monotonic() - begin
     for _ in range(counts["killed builders"]):
         tiny_node.run(f"rm -rf {RUN}/udi/5001/????????????????/record", check=True)
         (child,) = start(tiny_node, 1, "sh", "-c", "exit 7")
-        pid = wait_for(lambda: builders(tiny_node) or child.poll() is not None)
-        time.sleep(chance.uniform(0, 0.02))
-        if pid is not True:
+        working: list[int] = []
+        while not working and child.poll() is None:
+            working = builders(tiny_node)
+        time.sleep(chance.uniform(0, usual))
+        for pid in working:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid[0], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         (end,) = finish([child])
         if end.returncode == 125:
-            killed += 1
-            last = end.stderr.splitlines()[-1]
-            assert last.startswith("shifter: the builder was ended while "), end.stderr
+            found = re.fullmatch(r"shifter: the builder was ended while ([^:]+): .*", end.stderr.splitlines()[-1])
+            assert found, end.stderr
+            steps[found[1]] += 1
             assert "Traceback" not in end.stderr
         else:
             assert end.returncode == 7, end.stderr
+            steps["after the answer"] += 1
         again = launch(tiny_node, "sh", "-c", "exit 7")
         assert again.returncode == 7, again.stderr
-    assert killed > 0
+    assert steps.total() > steps["after the answer"]
+    text = ", ".join(f"{name} {count}" for name, count in steps.most_common())
+    finding(f"{steps.total()} builders got SIGKILL ({text}); every next launch worked")
 
 
 # --- broken state ----------------------------------------------------------------------------------------------------

@@ -88,7 +88,13 @@ def test_bounds_of_fields() -> None:
     full = fields.encode([("a", "b" * room), ("end", "x")])
     assert len(full) == fields.MAX_BYTES
     assert len(fields.decode(full, "x")) == 1
-    for bad in ([("a", "b" * (room + 1)), ("end", "x")], [("a", "b\0c")], [("", "b")], [("a=", "b")], [("a", "\ud800")]):
+    for bad in (
+        [("a", "b" * (room + 1)), ("end", "x")],
+        [("a", "b\0c")],
+        [("", "b")],
+        [("a=", "b")],
+        [("a", "\ud800")],
+    ):
         with pytest.raises(FormatError):
             fields.encode(bad)
     for data in (b"", b"\0", b"end=x\0", b"a=b\0end=y\0", b"a=b\0end=x", b"a\0end=x\0", b"=b\0end=x\0", b"a=b" + full):
@@ -101,7 +107,9 @@ def test_numbers(number: int) -> None:
     assert fields.number(str(number), "n") == number
 
 
-@pytest.mark.parametrize("text", ["", "-1", "+1", " 1", "1 ", "01", "00", "1_0", "0x1", "1.0", "\u0661", "\u00b2", "1" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "+1", " 1", "1 ", "01", "00", "1_0", "0x1", "1.0", "\u0661", "\u00b2", "1" * 30]
+)
 def test_no_numbers(text: str) -> None:
     with pytest.raises(FormatError):
         fields.number(text, "n")
@@ -201,7 +209,11 @@ def test_different_requests_have_different_canonical_forms(one: request.Request,
 def test_any_bytes_are_a_record_or_none(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     directory = tmp_path_factory.getbasetemp() / "record"
     directory.mkdir(exist_ok=True)
-    for content in (data, b"shifter=1\0" + data + b"\0end=record\0", b"shifter=1\0uid=1\0built=2\0" + data + b"\0end=record\0"):
+    for content in (
+        data,
+        b"shifter=1\0" + data + b"\0end=record\0",
+        b"shifter=1\0uid=1\0built=2\0" + data + b"\0end=record\0",
+    ):
         (directory / "record").write_bytes(content)
         record = records.read(str(directory))
         assert record is None or (record.uid >= 0 and record.built >= 0 and record.get("shifter"))
