@@ -159,7 +159,7 @@ class Assembly:
         except OSError as error:
             if error.errno in ABSENT and (path != "/" or error.errno != errno.EACCES):
                 return []
-            raise BuildError(f"directory {path} of the image can't be read: {error.strerror}") from None
+            raise unreadable(path, error) from None
         try:
             with self.reader:
                 return self._names(fd, path)
@@ -192,6 +192,8 @@ class Assembly:
                     entry = syscalls.openat2(source, name, flags, syscalls.RESOLVE_BENEATH)
             except (FileNotFoundError, PermissionError):
                 continue  # removed meanwhile; or a directory that the user may list and not search
+            except OSError as error:
+                raise unreadable(f"{base}/{name}", error) from None
             try:
                 kind = posix.fstat(entry).st_mode & paths.S_IFMT
                 here = f"{base}/{name}"
@@ -270,6 +272,13 @@ class Assembly:
         syscalls.mount_setattr(self.root, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
         posix.fchdir(self.root)
         syscalls.pivot_root_here()
+
+
+def unreadable(path: str, error: OSError) -> BuildError:
+    """Return the error for *path* of an image that can't be read."""
+    damaged = error.errno in (errno.EIO, errno.EUCLEAN, errno.EOPNOTSUPP, errno.EBADMSG)
+    hint = "; the image seems to be damaged: import it again" if damaged else ""
+    return BuildError(f"{path} of the image can't be read: {error.strerror}{hint}")
 
 
 def write_new(directory: int, name: str, data: bytes, mode: int) -> None:
