@@ -159,7 +159,7 @@ class Assembly:
         except OSError as error:
             if error.errno in ABSENT and (path != "/" or error.errno != errno.EACCES):
                 return []
-            raise BuildError(f"directory {path} of the image can't be read: {error.strerror}") from None
+            raise unreadable(path, error) from None
         try:
             with self.reader:
                 return self._names(fd, path)
@@ -185,7 +185,7 @@ class Assembly:
         What an entry is, is asked of its descriptor: the tree may be the user's, and change meanwhile.
         """
         parent = self.open(target, posix.O_RDONLY | posix.O_DIRECTORY)
-        for name, entry in self._open_entries(source, names):
+        for name, entry in self._open_entries(source, names, target):
             kind = posix.fstat(entry).st_mode & paths.S_IFMT
             try:
                 if kind == paths.S_IFLNK:
@@ -205,7 +205,7 @@ class Assembly:
             posix.close(entry)
         posix.close(parent)
 
-    def _open_entries(self, source: int, names: "list[str]") -> "list[tuple[str, int]]":
+    def _open_entries(self, source: int, names: "list[str]", target: str) -> "list[tuple[str, int]]":
         """Open entries of the image directory *source* with the reader's rights, as one change of identity for all."""
         opened = []
         with self.reader:
@@ -215,6 +215,8 @@ class Assembly:
                     opened.append((name, syscalls.openat2(source, name, flags, syscalls.RESOLVE_BENEATH)))
                 except (FileNotFoundError, PermissionError):
                     pass  # removed meanwhile; or a directory that the user may list and not search
+                except OSError as error:
+                    raise unreadable(f"{target.rstrip('/')}/{name}", error) from None
         return opened
 
     def merge(self, layer: str, lower: int, path: str) -> None:
@@ -270,6 +272,13 @@ class Assembly:
         syscalls.mount_setattr(self.root, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
         posix.fchdir(self.root)
         syscalls.pivot_root_here()
+
+
+def unreadable(path: str, error: OSError) -> BuildError:
+    """Return the error for *path* of an image that can't be read."""
+    damaged = error.errno in (errno.EIO, errno.EUCLEAN, errno.EOPNOTSUPP, errno.EBADMSG)
+    hint = "; the image seems to be damaged: import it again" if damaged else ""
+    return BuildError(f"{path} of the image can't be read: {error.strerror}{hint}")
 
 
 def write_new(directory: int, name: str, data: bytes, mode: int) -> None:

@@ -124,5 +124,5 @@ def _mount(image: Image, owner: "Identity") -> int:
             posix.close(device)
     except OSError as error:
         raise BuildError(
-            f"{image.path} can't be mounted as {kind}; is it a complete image, and does the kernel have {kind}?"
-        ) from error
+            f"image file {image.path} can't be mounted ({kind}: {error.strerror}): it is damaged, or this kernel lacks {kind}"
+        ) from None

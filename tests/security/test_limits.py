@@ -177,7 +177,8 @@ class StubbornFuse:
             if opcode == 26:  # INIT: major, minor, readahead, flags, background, threshold, max_write, granularity ...
                 reply = struct.pack("=IIIIHHII", 7, 31, 0, 0, 12, 9, 4096, 1) + bytes(36)
             elif opcode == 3:  # GETATTR: valid for no time
-                reply = struct.pack("=QII", 0, 0, 0) + struct.pack("=6QI9I", 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+                attributes = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+                reply = struct.pack("=QII", 0, 0, 0) + struct.pack("=6QI9I", *attributes)
             else:
                 os.write(self.fd, struct.pack("=IiQ", 16, -38, unique))  # ENOSYS
                 continue

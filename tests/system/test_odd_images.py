@@ -336,7 +336,7 @@ def test_local_works_and_is_read_only(local: Node) -> None:
     [
         ("mkdir -p /root/tree/bin", "local:/root/tree", "image /root/tree: Permission denied"),
         ("mkdir -m 700 /srv/closed", "local:/srv/closed", "can't be read: Permission denied"),
-        ("chmod 700 /root", "local:/root", "can't be read: Permission denied"),
+        ("chmod 700 /root", "local:/root", "/ of the image can't be read: Permission denied"),
         ("touch /srv/file", "local:/srv/file", "is not a directory"),
         ("true", "local:/srv/missing", "No such file"),
         ("true", "local:/proc/self/root", "too many symbolic links"),
@@ -443,7 +443,8 @@ def test_damaged_image(host: Node, image: Tree, damage: Callable[[bytes], bytes]
     code, _, err = launch(host, "/bin/true")
     assert code in (125, 126, 127), err
     if code == 125:
-        assert "odd" in err or path in err or ident in err
+        assert "damaged" in err
+        assert ident in err
     host.check_leaks()
     host.write(path, whole)
     assert works(host, "/bin/id", "-un") == "alice\n"
