@@ -111,10 +111,8 @@ def parse(argv: "list[str]") -> "tuple[list[tuple[str, str | None]], list[str]]"
         index += 1
         if word == "--":
             break
-        if word.startswith("--"):
-            index = _parse_long(argv, index, word, found)
-        else:
-            index = _parse_short(argv, index, word, found)
+        parse_word = _parse_long if word.startswith("--") else _parse_short
+        index = parse_word(argv, index, word, found)
     return found, argv[index:]
 
 
