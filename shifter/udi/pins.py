@@ -64,7 +64,8 @@ def base_ready() -> bool:
 def prepare_base() -> None:
     """Mount the tmpfs on /run/shifter and make the store namespace. Must be called in the home namespace.
 
-    Concurrent builders wait for each other on the directory below the mount, which no user can open (mode 0711).
+    Concurrent builders wait for each other on the directory below the mount, which no user can open (mode 0711). The
+    tmpfs itself is 0700: a pin is a file that everybody may open, and who holds it keeps the store and all its images.
     """
     try:
         posix.mkdir(RUN, 0o711)
@@ -78,7 +79,7 @@ def prepare_base() -> None:
             return
         tmpfs = syscalls.new_mount(
             "tmpfs",
-            {"source": "shifter", "mode": "711", "size": "64m"},
+            {"source": "shifter", "mode": "700", "size": "64m"},
             syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC,
         )
         syscalls.move_mount(tmpfs, lock, RUN)
