@@ -508,6 +508,9 @@ static int run_builder(const struct document *request, int lock, bool verbose)
                 return answers[0]; /* held until the pin is open: the builder of an unshared UDI waits for its end */
             }
         }
+        answer.size -= done; /* what was taken makes room: there is a step for each volume */
+        memmove(answer.data, answer.data + done, answer.size);
+        done = 0;
     }
 }
 
@@ -739,7 +742,7 @@ int main(int argc, char **argv)
         privileged = true;
         drop_temporarily();
     }
-    make_standard_fds_valid(); /* as the caller: what they have at /dev/null in a chroot is theirs */
+    make_standard_fds_valid(); /* musl has done the same before main(), or crashed */
     if (argc < 1)
         die("called without a name");
     save_caller(&caller);

@@ -29,7 +29,7 @@ _FORBIDDEN_SOURCES = (syscalls.PROC_SUPER_MAGIC, syscalls.NSFS_MAGIC)
 """File systems whose files mean something else for the builder than for the user (/proc/self), so never a source."""
 
 MAX_VOLUMES = 128
-"""Each is a copy of a whole mount tree: ten thousand times "/" fit into a request, and would keep the kernel busy for minutes."""
+"""Each is a copy of a whole mount tree: a thousand times "/" of a small node made 26,000 mounts, in one UDI."""
 
 _OWN_TOP = ("proc", "sys", "dev", "tmp", "run", "etc", "var", "opt")
 _OWN_VAR = ("run", "tmp", "spool", "empty", "shifterConfig.json")

@@ -90,6 +90,9 @@ def prepare_base() -> None:
     """Mount the tmpfs on /run/shifter and make the store namespace. Must be called in the home namespace.
 
     What is left of a base that somebody wiped is taken down first. Processes in its UDIs go on; the next launch builds.
+
+    Concurrent builders wait for each other on the directory below the mount, which no user can open (mode 0711). The
+    tmpfs itself is 0700: a pin is a file that everybody may open, and who holds it keeps the store and all its images.
     """
     lock = _lock_base()
     try:
@@ -101,7 +104,7 @@ def prepare_base() -> None:
         posix.fchmod(lock, 0o711)
         tmpfs = syscalls.new_mount(
             "tmpfs",
-            {"source": _SOURCE, "mode": "711", "size": "64m"},
+            {"source": _SOURCE, "mode": "700", "size": "64m"},
             syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC,
         )
         # Whoever opens /run/shifter from now on gets this directory, and has to wait until all is there.
