@@ -1,4 +1,4 @@
-/* What the two halves of the door share: door.c (may hold privilege) fills it, user.c (never does) uses it. */
+/* What the parts of the door share. */
 #ifndef SHIFTER_DOOR_H
 #define SHIFTER_DOOR_H
 
@@ -64,7 +64,13 @@ void make_request(struct document *request, const struct invocation *asked, cons
                   const char *once, const char *image_key, const char *image);
 
 /* door.c */
+void raise_privilege(void);
+void drop_temporarily(void);
+int high(int fd);
 _Noreturn void show_usage(const char *kind, const char *text);
+
+/* start.c */
+int run_builder(const struct document *request, int lock, bool verbose);
 
 /* user.c: everything below runs as the user, for good. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);
