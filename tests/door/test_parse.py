@@ -1,7 +1,7 @@
 """The door's parsing in C against its specification in Python, on generated input; C runs under ASan and UBSan.
 
 `build/door-driver` (tests/door/driver.c) answers what shifter/door/parse.c makes of each case. Few examples in an
-ordinary run, many with `-m soak`.
+ordinary run, many with `make soak`.
 """
 
 import os
@@ -23,8 +23,10 @@ from tests.node import BUILD
 
 OUR_BUILD = re.findall(r'SHIFTER_BUILD "(.*)"', (BUILD / "config.h").read_text())[0]
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-FEW = settings(max_examples=150, deadline=None, database=None, suppress_health_check=CHECKS)
-MANY = settings(FEW, max_examples=5000)
+EXAMPLES = 5000 if os.environ.get("SHIFTER_SOAK") == "1" else 150
+BOUNDED = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=CHECKS)
+
+pytestmark = pytest.mark.soak
 
 
 class Driver:
@@ -136,9 +138,8 @@ def _check_options(words: list[str], environment: dict[str, str]) -> None:
 WORDS = st.lists(WORD, max_size=8)
 NO_VARIABLES: st.SearchStrategy[dict[str, str]] = st.just({})
 ENVIRONMENT = st.dictionaries(st.sampled_from(VARIABLES), TEXT, max_size=6)
-test_options = FEW(given(WORDS, NO_VARIABLES)(_check_options))
-test_variables = FEW(given(st.lists(WORD, max_size=3), ENVIRONMENT)(_check_options))
-test_options_soak = pytest.mark.soak(MANY(given(WORDS, ENVIRONMENT)(_check_options)))
+test_options = BOUNDED(given(WORDS, NO_VARIABLES)(_check_options))
+test_variables = BOUNDED(given(st.lists(WORD, max_size=3), ENVIRONMENT)(_check_options))
 
 
 # --- image references ------------------------------------------------------------------------------------------------
@@ -175,8 +176,7 @@ def _check_reference(text: str, default: str) -> None:
     assert driver.lines("reference", text, default) == expected
 
 
-test_reference = FEW(given(REFERENCE, st.sampled_from(KINDS))(_check_reference))
-test_reference_soak = pytest.mark.soak(MANY(given(REFERENCE, st.sampled_from(KINDS))(_check_reference)))
+test_reference = BOUNDED(given(REFERENCE, st.sampled_from(KINDS))(_check_reference))
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -227,8 +227,7 @@ def _check_document(data: bytes) -> None:
         assert got == ["invalid"]
 
 
-test_document = FEW(given(DOCUMENT)(_check_document))
-test_document_soak = pytest.mark.soak(MANY(given(DOCUMENT)(_check_document)))
+test_document = BOUNDED(given(DOCUMENT)(_check_document))
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -283,8 +282,7 @@ REQUEST = (
     PATHS,
     MODULES,
 )
-test_request = FEW(given(*REQUEST)(_check_request))
-test_request_soak = pytest.mark.soak(MANY(given(*REQUEST)(_check_request)))
+test_request = BOUNDED(given(*REQUEST)(_check_request))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
