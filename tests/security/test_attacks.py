@@ -179,6 +179,16 @@ LOOK = """
 import ctypes, os, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
 got = set()
+def privileged(pid):
+    try:
+        return open(f"/proc/{pid}/status").read().split("Uid:")[1].split()[:3] != ["5001"] * 3
+    except OSError:
+        return False
+def read(fd):
+    try:
+        return os.read(fd, 1)
+    except OSError:
+        return b""
 for round in range(int(sys.argv[1])):
     door = subprocess.Popen([sys.argv[2], "--image=tiny:1", "--volume=/home/alice:/mnt" + "/" * (round + 1), "/bin/true"],
                             stderr=subprocess.DEVNULL)
@@ -196,22 +206,25 @@ for round in range(int(sys.argv[1])):
             if uids == ["5001"] * 3 or ("builder.pyc" not in argv and int(pid) != door.pid):
                 continue
             seen.add("builder" if "builder.pyc" in argv else "door")
-            if libc.ptrace(16, int(pid), 0, 0) == 0:
+            # Whatever succeeds counts only if the process still has privilege afterwards: it may have become the command.
+            # PTRACE_SEIZE: unlike PTRACE_ATTACH it does not stop what has become the command meanwhile.
+            if libc.ptrace(0x4206, int(pid), 0, 0) == 0 and privileged(pid):
                 got.add("ptrace")
             for name, flags in (("mem", os.O_RDWR), ("environ", 0), ("exe", os.O_WRONLY), ("maps", 0), ("fd", 0), ("ns/mnt", 0)):
                 try:
                     fd = os.open(f"/proc/{pid}/{name}", flags)
-                    if "5001\\t5001\\t5001" not in open(f"/proc/{pid}/status").read():
-                        got.add(name)
-                    os.close(fd)
                 except OSError:
-                    pass
+                    continue
+                # Of a process that is ending, which has no memory any more, everybody may open these; they are empty.
+                empty = name in ("mem", "environ", "maps") and not read(fd)
+                if not empty and privileged(pid):
+                    got.add(name)
+                os.close(fd)
             if "builder.pyc" in argv:
                 for number in (0, 19, 9):
                     try:
                         os.kill(int(pid), number)
-                        if "Uid:\\t0\\t0\\t0" in open(f"/proc/{pid}/status").read():
-                            got.add("kill")
+                        got.add("kill")
                     except OSError:
                         pass
     print(*seen)
