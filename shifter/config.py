@@ -236,19 +236,11 @@ def _closest(key: str) -> str:
     limit = max(2, len(key) // 3)
     if len(key) > 60:
         return ""
+    from shifter.suggest import distance
+
     candidates = [*KEYS, "include", *sorted(_IGNORED)]
-    distance, best = min((_distance(key.lower(), known.lower()), known) for known in candidates)
-    return best if distance <= limit else ""
-
-
-def _distance(left: str, right: str) -> int:
-    """Return the Levenshtein distance of two short words."""
-    row = list(range(len(right) + 1))
-    for index, char in enumerate(left, start=1):
-        diagonal, row[0] = row[0], index
-        for column, other in enumerate(right, start=1):
-            diagonal, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, diagonal + (char != other))
-    return row[-1]
+    how_far, best = min((distance(key.lower(), known.lower()), known) for known in candidates)
+    return best if how_far <= limit else ""
 
 
 def _boolean(text: str, setting: Setting) -> bool:

@@ -38,7 +38,9 @@ def bundle(tree: Path, libexec: str) -> None:
         source, package = _source(tree, name)
         modules.append((name, package, _compile(source, tree, libexec)))
     builder = _compile(tree / "shifter" / "builder.py", tree, libexec)
-    loader = compile(LOADER.replace("MODULES", "'MODULES'").replace("BUILDER", "'BUILDER'"), f"{libexec}/builder.pyc", "exec")
+    loader = compile(
+        LOADER.replace("MODULES", "'MODULES'").replace("BUILDER", "'BUILDER'"), f"{libexec}/builder.pyc", "exec"
+    )
     values: dict[object, object] = {"MODULES": tuple(modules), "BUILDER": builder}
     constants = tuple(values.get(c, c) if isinstance(c, str) else c for c in loader.co_consts)
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)  # PEP 552: hash-based, unchecked

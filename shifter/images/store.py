@@ -204,13 +204,15 @@ class Store:
         """Return ``; did you mean ...?`` with close tags that *caller* may know of, or nothing."""
         if caller is None:
             return ""
+        from shifter.suggest import distance
+
         close: "list[str]" = []
         try:
-            ranked = sorted((_distance(ref.name, tag.name), str(tag), tag) for tag in self.tags() if tag != ref)
+            ranked = sorted((distance(ref.name, tag.name), str(tag), tag) for tag in self.tags() if tag != ref)
         except (ImageError, AccessError):
             return ""
-        for distance, name, tag in ranked:
-            if distance > max(2, len(ref.name) // 3) or len(close) == _MAX_SUGGESTIONS:
+        for how_far, name, tag in ranked:
+            if how_far > max(2, len(ref.name) // 3) or len(close) == _MAX_SUGGESTIONS:
                 break
             try:
                 if self.read_meta(self.resolve(tag))[0].allows(*caller):
@@ -229,13 +231,3 @@ def check_access(image: Image, uid: int, gid: int, groups: "list[int] | tuple[in
 def _account(owner: int, group: int) -> Identity:
     """Return the identity to read the store with; without root that is our own: Identity(0, 0) changes nothing."""
     return Identity(owner, group) if posix.geteuid() == 0 else Identity(0, 0)
-
-
-def _distance(one: str, other: str) -> int:
-    """Return the Levenshtein distance: how many characters to insert, delete or replace."""
-    row = list(range(len(other) + 1))
-    for index, left in enumerate(one, 1):
-        diagonal, row[0] = row[0], index
-        for column, right in enumerate(other, 1):
-            diagonal, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, diagonal + (left != right))
-    return row[-1]

@@ -20,6 +20,9 @@ SITE = RUN + "/site"
 _SOURCE = "shifter"
 """What mount tables show as the source of our tmpfs."""
 
+_ID_BATCH = 4096
+"""COOKIE_LOCAL_BATCH, linux/cookie.h: ids that a processor takes at once. After so many it has newer ones than any other."""
+
 STORE_DIRECTORIES = ("udi", "generated", "lower", "directory")
 """Mount points in the store namespace's root that each build uses in its own copy of the namespace."""
 
@@ -63,16 +66,18 @@ def unshare_until_younger(home: int, procfs: int) -> None:
     processor is tried. On a real node home has the smallest id of all; inside a container it has not.
     """
     age = syscalls.mount_namespace_id(home)
-    for attempt in range(256):
+    processors = posix.cpu_count() or 1
+    for attempt in range(processors + 2 * _ID_BATCH):
         own = posix.open("self/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs)
         younger = not age or syscalls.mount_namespace_id(own) > age
         posix.close(own)
         if younger:
             return
-        try:
-            posix.sched_setaffinity(0, [attempt % (posix.cpu_count() or 1)])
-        except OSError:
-            pass  # not in our cpuset
+        if attempt < processors:
+            try:
+                posix.sched_setaffinity(0, [attempt])
+            except OSError:
+                pass  # not in our cpuset
         syscalls.unshare_mounts()
     raise BuildError("no mount namespace younger than the node's first one could be made")
 

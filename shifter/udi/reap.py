@@ -77,7 +77,9 @@ class Reaper:
             if not self._locked(lock):
                 if self.all:
                     self.report.append(f"uid {uid}: left alone, a build has been under way for {PATIENCE} s; try again")
-                return set() if self.all else self._mounted(directory)  # a build is under way, or a stopped door holds it
+                return (
+                    set() if self.all else self._mounted(directory)
+                )  # a build is under way, or a stopped door holds it
             alive: list[records.Record] = []
             for key in _entries(directory):
                 if key == "lock":

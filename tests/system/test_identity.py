@@ -183,7 +183,8 @@ def mounts(node: Node, **run: Any) -> list[Mount]:
 PLANNED = {
     "/": "own", "/proc": "own", "/etc": "own",
     "/dev": "node", "/dev/pts": "node", "/dev/shm": "node", "/dev/mqueue": "node", "/dev/hugepages": "node",
-    "/sys": "node", "/sys/fs/cgroup": "node", "/tmp": "node", "/var/tmp": "node", "/home": "site", "/mnt": "volume", PREFIX: "own",
+    "/sys": "node", "/sys/fs/cgroup": "node", "/tmp": "node", "/var/tmp": "node", "/home": "site", "/mnt": "volume",
+    PREFIX: "own",
 }  # fmt: skip
 
 
