@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import Tree
 from tests.node import REPO, STAGE, Node
 
 
@@ -120,3 +121,19 @@ def test_commands_start_in_a_node(node: Node) -> None:
 
 def test_the_stage_is_an_installation() -> None:
     assert (STAGE / "opt/shifter/bin/shifter").stat().st_mode & 0o7777 == 0o4755
+
+
+def test_after_an_upgrade_of_the_interpreter_the_launch_says_what_to_do(tmp_path: Path, image: Tree) -> None:
+    """Byte code of another Python version: one line, no traceback; and right again after the installation is."""
+    subprocess.run(["cp", "-a", STAGE, tmp_path / "stage"], check=True)
+    code = tmp_path / "stage/opt/shifter/libexec/shifter/python/builder.pyc"
+    good = code.read_bytes()
+    with Node(install=tmp_path / "stage") as node:
+        node.add_image("docker:tiny:1", image)
+        code.write_bytes(b"\x00\x0d" + good[2:])
+        done = node.shifter("--image=tiny:1", "true")
+        assert done.returncode == 125 and done.stderr.count("\n") == 1
+        assert "another Python" in done.stderr and "run: make install" in done.stderr
+        code.write_bytes(good)
+        assert node.shifter("--image=tiny:1", "true").returncode == 0
+        node.check_leaks()
