@@ -14,6 +14,7 @@ import posix
 
 from shifter.errors import ConfigError, describe
 from shifter.linux import paths
+from shifter.suggest import distance
 from shifter.volumes import SiteMount, parse_site, show
 
 MYPY = False
@@ -236,8 +237,6 @@ def _closest(key: str) -> str:
     limit = max(2, len(key) // 3)
     if len(key) > 60:
         return ""
-    from shifter.suggest import distance
-
     candidates = [*KEYS, "include", *sorted(_IGNORED)]
     how_far, best = min((distance(key.lower(), known.lower()), known) for known in candidates)
     return best if how_far <= limit else ""

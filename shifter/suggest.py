@@ -1,4 +1,4 @@
-"""How alike two names are, for the "did you mean" of an error message. Loaded only when there is an error to explain."""
+"""How alike two names are, for the "did you mean" of an error message. Part of the build path."""
 
 
 def distance(one: str, other: str) -> int:

@@ -14,6 +14,7 @@ from shifter.images import meta as metadata
 from shifter.images import reference
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import Identity
+from shifter.suggest import distance
 
 MYPY = False
 if MYPY:
@@ -204,8 +205,6 @@ class Store:
         """Return ``; did you mean ...?`` with close tags that *caller* may know of, or nothing."""
         if caller is None:
             return ""
-        from shifter.suggest import distance
-
         close: "list[str]" = []
         try:
             ranked = sorted((distance(ref.name, tag.name), str(tag), tag) for tag in self.tags() if tag != ref)
