@@ -22,9 +22,11 @@
 
 #define PREFIX_LENGTH 9 /* of "shifter: " */
 
-/* Print TEXT as a line, in one write, control characters made harmless. */
-static void print_line(char *text)
+/* Print "shifter: " and the message as a line, in one write, control characters made harmless. */
+static void print_message(const char *format, va_list arguments)
 {
+    char text[2048] = "shifter: ";
+    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
     size_t length = strlen(text);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127)
@@ -39,23 +41,19 @@ static void print_line(char *text)
 
 void say(const char *format, ...)
 {
-    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
+    print_message(format, arguments);
     va_end(arguments);
-    print_line(text);
 }
 
 /* Say it and exit with 125. */
 _Noreturn void die(const char *format, ...)
 {
-    char text[2048] = "shifter: ";
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
+    print_message(format, arguments);
     va_end(arguments);
-    print_line(text);
     _exit(EXIT_SHIFTER);
 }
 
