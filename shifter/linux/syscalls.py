@@ -18,6 +18,7 @@ AT_RECURSIVE = 0x8000
 AT_EMPTY_PATH = 0x1000
 AT_STATX_DONT_SYNC = 0x4000
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 
 O_PATH = 0o10000000
@@ -100,8 +101,8 @@ def _libc(name: str) -> "Any":
 
 _syscall = _LongFunction(_ctypes.dlsym(_LIBC, "syscall"))
 _setns, _unshare, _pivot_root, _umount2, _mount = map(_libc, ("setns", "unshare", "pivot_root", "umount2", "mount"))
-_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl = map(
-    _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl")
+_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl, _readahead = map(
+    _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl", "readahead")
 )
 
 
@@ -188,6 +189,16 @@ def setns(fd: int) -> None:
 def unshare_mounts() -> None:
     """unshare(2) CLONE_NEWNS: go on in a private copy of the current mount namespace."""
     _call(_unshare, "mount namespace", CLONE_NEWNS)
+
+
+def unshare_fs_attributes() -> None:
+    """unshare(2) CLONE_FS: this thread gets a root and a cwd of its own, and the others are free to setns(2)."""
+    _call(_unshare, "root and cwd", CLONE_FS)
+
+
+def readahead(fd: int, count: int) -> None:
+    """readahead(2) of the first *count* bytes of the regular file *fd* into the page cache."""
+    _call(_readahead, "readahead", fd, 0, count)
 
 
 def pivot_root_here() -> None:

@@ -4,16 +4,20 @@ The key is made of device, inode, size and ctime of the opened file, so an image
 The lock is held only around the mount itself and no path of a user is opened under it. Part of the build path.
 """
 
+import _thread
 import posix
 
 from shifter.errors import BuildError
 from shifter.images.store import Image
-from shifter.linux import loop, syscalls
+from shifter.linux import loop, paths, syscalls
 from shifter.udi import pins
 
 MYPY = False
 if MYPY:
     from shifter.linux.identity import Identity
+
+READ_AHEAD_BYTES = 2 << 20
+"""At most this much of a file is unpacked ahead: all of a C library (1.9 MB in Debian 12)."""
 
 ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
@@ -48,6 +52,7 @@ def enter_store_copy(image: "Image | None", owner: "Identity", home: int, store:
             posix.ftruncate(lock, 0)
             posix.pwrite(lock, image.path.encode("utf-8", "surrogateescape") + b"\n", 0)
             mount = _mount(image, owner)
+            _unpack_ahead(mount)
             syscalls.setns(store)
             directory = posix.open("/" + key, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
             syscalls.move_mount(mount, directory, image.path)
@@ -58,6 +63,44 @@ def enter_store_copy(image: "Image | None", owner: "Identity", home: int, store:
     finally:
         syscalls.flock(lock, syscalls.LOCK_UN, key)
         posix.close(lock)
+
+
+def _unpack_ahead(mount: int) -> None:
+    """Start to read what every dynamic program of a newly mounted image needs, on another processor, and don't wait.
+
+    Unpacking the loader and the C library takes the kernel about as long as all the rest of the build (squashfs zstd:
+    6 of 35 ms saved, benchmarks/launch.py). Only the page cache is filled; not a byte comes into this process.
+    """
+    ready = _thread.allocate_lock()
+    ready.acquire()
+    try:
+        _thread.start_new_thread(_read_ahead, (posix.dup(mount), ready))
+    except RuntimeError:  # no thread to be had: the program reads for itself
+        return
+    ready.acquire()
+
+
+def _read_ahead(mount: int, ready: "_thread.LockType") -> None:
+    """The thread. It ends with the process at the latest, whatever it reads."""
+    try:
+        syscalls.unshare_fs_attributes()  # setns(2) refuses a process whose root and cwd are shared
+    finally:
+        ready.release()
+    machine = posix.uname().machine
+    loaders = (f"/lib64/ld-linux-{machine.replace('_', '-')}.so.2", f"/lib/ld-linux-{machine}.so.1")
+    libraries = (f"/lib/{machine}-linux-gnu/libc.so.6", "/lib64/libc.so.6", f"/lib/ld-musl-{machine}.so.1")
+    for path in loaders + libraries:
+        try:
+            # O_NONBLOCK: it may be a FIFO; whatever is no regular file is refused by readahead(2).
+            fd = paths.open_in_root(mount, path, posix.O_RDONLY | posix.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            syscalls.readahead(fd, READ_AHEAD_BYTES)
+        except OSError:
+            pass
+        posix.close(fd)
+    posix.close(mount)
 
 
 def known() -> "list[str]":

@@ -484,3 +484,33 @@ def test_build_timeout(host: Node, image: Tree) -> None:
     host.run(["sh", "-c", "kill $(pidof sleep); true"])
     host.conf()
     assert works(host, "/bin/id", "-un") == "alice\n"
+
+
+def place_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def place_device(path: Path) -> None:
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(5, 0))
+
+
+def place_sparse_file(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 28)
+
+
+def place_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("fmt", ["squashfs", "erofs"])
+@pytest.mark.parametrize("place", [place_fifo, place_device, place_sparse_file, place_loop])
+def test_what_is_unpacked_ahead_may_be_anything(
+    host: Node, image: Tree, tmp_path: Path, place: Callable[[Path], None], fmt: str
+) -> None:
+    tree = image.copy(tmp_path / "odd")
+    for path in ("lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib64/libc.so.6"):
+        (tree.path / path).parent.mkdir(parents=True, exist_ok=True)
+        place(tree.path / path)
+    host.add_image("odd", tree, fmt)
+    assert works(host, "/bin/sh", "-c", SCRIPT) == "data\nalice\n"
