@@ -125,7 +125,7 @@ _shifterctl() {
     local cur prev words cword
     _get_comp_words_by_ref -n =: cur prev words cword
     if ((cword == 1)); then
-        COMPREPLY=($(compgen -W 'config gc ps release --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'config gc plan ps release --help --version' -- "$cur"))
         return
     fi
     case ${words[1]} in
@@ -137,6 +137,7 @@ _shifterctl() {
                 COMPREPLY=($(compgen -W '--json --path --help' -- "$cur"))
             fi
             ;;
+        plan) COMPREPLY=($(compgen -W '--json --' -- "$cur")) ;;
         release) _filedir ;;
         config)
             if ((cword == 2)); then

@@ -69,7 +69,7 @@ OPTIONS = (
         "V",
         REQUIRED,
         "FROM:TO[:ro][;...]",
-        "Mount your directory FROM on the directory TO of the container. Replaces SHIFTER_VOLUME.",
+        "Mount your directory or file FROM on TO of the container. Replaces SHIFTER_VOLUME.",
         repeatable=True,
     ),
     Option(

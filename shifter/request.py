@@ -13,9 +13,12 @@ MAX_UID = 0xFFFFFFFE
 
 
 class Request:
-    """A validated request. ``ref`` is the image as the user named it; ``once`` is set when the UDI must not be shared."""
+    """A validated request. ``ref`` is the image as the user named it; ``once`` is set when the UDI must not be shared.
 
-    __slots__ = ("build", "gid", "groups", "modules", "namespace", "once", "ref", "uid", "volumes")
+    ``show``: "steps" for a door that prints each operation, "plan" for one that wants only that, else "".
+    """
+
+    __slots__ = ("build", "gid", "groups", "modules", "namespace", "once", "ref", "show", "uid", "volumes")
 
     def __init__(self, build: str, uid: int, gid: int, groups: "tuple[int, ...]", namespace: int, ref: str) -> None:
         self.build = build
@@ -27,6 +30,7 @@ class Request:
         self.ref = ref
         self.volumes: list[str] = []
         self.modules: list[str] = []
+        self.show = ""
 
     def canonical(self, image: str) -> "list[tuple[str, str]]":
         """Return the fields that begin the record, with the resolved *image* (``ID`` or ``local:PATH``)."""
@@ -88,6 +92,10 @@ def decode(data: bytes) -> Request:
         request.volumes.append(_printable(take("volume"), "volume"))
     while peek("module"):
         request.modules.append(_printable(take("module"), "module"))
+    if peek("show"):
+        request.show = take("show")
+        if request.show not in ("steps", "plan"):
+            raise FormatError("show is neither steps nor plan")
     if position != len(items):
         raise FormatError(f"unexpected field {items[position][0]!r} in request")
     return request

@@ -1,4 +1,4 @@
-"""shifterctl: what is built on this node, taking it down, and checking udiRoot.conf."""
+"""shifterctl: what is or would be built on this node, taking it down, and checking udiRoot.conf."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def ps(as_json: bool, path: str | None) -> None:
     if os.geteuid() == 0:
         udis = inventory.udis(os.path.abspath(path) if path is not None else None)
     elif path is None:
-        udis = records_of_caller()
+        udis = inventory.own_udis(ask_door("--udi-list"))
     else:
         raise AccessError("ps --path: only root can see what is mounted in a UDI")
     rows = [udi.as_dict() for udi in udis]
@@ -59,6 +59,25 @@ def ps(as_json: bool, path: str | None) -> None:
 def release(path: str) -> None:
     """Take down the UDIs that hold the file system of PATH, so that it can be unmounted."""
     _print_lines(inventory.release(os.path.abspath(path)))
+
+
+@cli.command(
+    short_help="Show what a launch would mount, write and set.", context_settings={"ignore_unknown_options": True}
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def plan(as_json: bool, options: tuple[str, ...]) -> None:
+    """Show what `shifter OPTIONS` would mount, write and set, in this order, and why; nothing of it is done.
+
+    For the user who calls it; put -- before OPTIONS.
+    """
+    if os.geteuid() == 0:
+        raise AccessError("plan: a launch is an ordinary user's; run it as that user")
+    operations = [json.loads(line) for line in ask_door("--udi-plan", *options).decode("utf-8").splitlines()]
+    if as_json:
+        text.write(json.dumps(operations, indent=2) + "\n")
+    else:
+        text.write("".join(f"{text.escape(step['text'])} ({text.escape(step['reason'])})\n" for step in operations))
 
 
 @cli.group("config", invoke_without_command=True)
@@ -96,17 +115,17 @@ def show(as_json: bool, file: str) -> None:
     text.write(text.table(("KEY", "FROM", "VALUE"), rows))
 
 
-def records_of_caller() -> list[inventory.Udi]:
-    """Return the UDIs of the calling user, whom the door tells their own records. Raises ShifterError."""
+def ask_door(*arguments: str) -> bytes:
+    """Return what the door prints for the calling user. Raises ShifterError with the door's own reason if it fails."""
     door = f"{_build.PREFIX}/bin/shifter"
     try:
-        result = subprocess.run([door, "--udi-list"], capture_output=True, check=False)
+        result = subprocess.run([door, *arguments], capture_output=True, check=False)
     except OSError as error:
         raise ShifterError(f"can't run {describe(error)}") from None
     if result.returncode != 0:
-        reason = result.stderr.decode("utf-8", "surrogateescape").strip().removeprefix("shifter: ")
+        reason = result.stderr.decode("utf-8", "surrogateescape").partition("\n")[0].removeprefix("shifter: ")
         raise ShifterError(reason or f"{door}: exit status {result.returncode}")
-    return inventory.own_udis(result.stdout)
+    return result.stdout
 
 
 def _row(udi: dict[str, Any]) -> tuple[str, ...]:

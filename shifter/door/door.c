@@ -473,6 +473,8 @@ static int take_lock(int run, const struct caller *caller)
 
 struct launch {
     const struct invocation *asked;
+    uint64_t started;
+    bool plan; /* shifterctl plan: print what would be done, do nothing */
     const struct caller *caller;
     uint64_t namespace; /* id of the caller's mount namespace; 0: the kernel has none to give */
     char once[17];      /* random, if the UDI must not be shared */
@@ -521,15 +523,15 @@ static _Noreturn void launch_command(struct launch *launch)
         raise_privilege();
         int run = open_run();
         drop_temporarily();
-        int namespace = look_up(launch, run), lock = -1;
-        if (namespace < 0 && (lock = take_lock(run, launch->caller)) >= 0) {
+        int namespace = launch->plan ? -1 : look_up(launch, run), lock = -1;
+        if (namespace < 0 && (lock = take_lock(run, launch->caller)) >= 0 && !launch->plan) {
             namespace = look_up(launch, run); /* another door may have had it built while this one waited */
             if (namespace >= 0)
                 flock(lock, LOCK_UN);
         }
         if (namespace >= 0) {
             if (verbose)
-                say("entering the UDI of %s, built %s", field_first(&launch->record, "image"), attempt ? "now" : "before");
+                say("%6.1f ms  entering the UDI of %s, built %s", (double)(nanoseconds() - launch->started) / 1e6, field_first(&launch->record, "image"), attempt ? "now" : "before");
             close(run);
             if (lock >= 0)
                 close(lock);
@@ -538,10 +540,12 @@ static _Noreturn void launch_command(struct launch *launch)
             enter(namespace, launch->asked, launch->caller, &launch->record);
         }
         make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "ref", launch->asked->image);
+        if (launch->plan || verbose)
+            field_add(&launch->request, "show", launch->plan ? "plan" : "steps");
         field_add(&launch->request, "end", "request");
         if (answer >= 0)
             close(answer);
-        answer = run_builder(&launch->request, lock, verbose);
+        answer = run_builder(&launch->request, lock, verbose, launch->started);
         if (lock >= 0)
             close(lock);
         if (run >= 0)
@@ -555,6 +559,7 @@ int main(int argc, char **argv)
     static struct caller caller;
     static struct invocation asked;
     static struct launch launch = {.asked = &asked, .caller = &caller};
+    launch.started = nanoseconds();
     caller_uid = getuid();
     if (geteuid() == 0 && caller_uid != 0) {
         privileged = true;
@@ -568,6 +573,11 @@ int main(int argc, char **argv)
         run_without_privilege(argc, argv, &caller);
     if (privileged && argc == 2 && strcmp(argv[1], "--udi-list") == 0)
         print_own_records(&caller);
+    if (privileged && argc >= 2 && strcmp(argv[1], "--udi-plan") == 0) {
+        launch.plan = true;
+        argv[1] = argv[0];
+        argc--, argv++;
+    }
     read_command_line(&asked, argc, argv);
     if (caller.gid == 0)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);

@@ -70,7 +70,8 @@ int high(int fd);
 _Noreturn void show_usage(const char *kind, const char *text);
 
 /* start.c */
-int run_builder(const struct document *request, int lock, bool verbose);
+uint64_t nanoseconds(void); /* CLOCK_MONOTONIC, as the builder's steps */
+int run_builder(const struct document *request, int lock, bool verbose, uint64_t started);
 
 /* user.c: everything below runs as the user, for good. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);

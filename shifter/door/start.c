@@ -11,13 +11,22 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "config.h"
+
+uint64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
 
 /* --- a clean process ---------------------------------------------------------------------------------------------- */
 
@@ -141,8 +150,20 @@ static _Noreturn void builder_died(int log, const char *step)
     die("the builder failed while %s: %s", step, line);
 }
 
+/* Print the plan of `shifterctl plan`, one operation a line, as the caller; this is all that was asked for. */
+static _Noreturn void print_plan(const char *plan, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(1, plan + done, size - done);
+        if (written < 0 && errno != EINTR)
+            die("can't write: %s", strerror(errno));
+        done += written > 0 ? (size_t)written : 0;
+    }
+    _exit(0);
+}
+
 /* Start the builder and wait for its answer; returns if the UDI, or the base, is there now. */
-int run_builder(const struct document *request, int lock, bool verbose)
+int run_builder(const struct document *request, int lock, bool verbose, uint64_t started)
 {
     int requests[2], answers[2], logs[2];
     check_trusted(SHIFTER_PYTHON);
@@ -173,7 +194,9 @@ int run_builder(const struct document *request, int lock, bool verbose)
     close(requests[1]);
     static struct document answer;
     static char step[512] = "starting";
-    size_t done = 0;
+    char *plan = NULL;
+    size_t done = 0, planned = 0;
+    FILE *lines = need(open_memstream(&plan, &planned));
     for (answer.size = 0;;) {
         ssize_t size = read(answers[0], answer.data + answer.size, sizeof answer.data - answer.size);
         if (size < 0 && errno == EINTR)
@@ -184,13 +207,21 @@ int run_builder(const struct document *request, int lock, bool verbose)
         while (memchr(answer.data + done, 0, answer.size - done)) {
             const char *value, *field = field_next(&answer, &done, &value);
             if (key_is(field, "step")) {
+                uint64_t when = 0;
+                take_number(&value, &when);
                 snprintf(step, sizeof step, "%s", value);
                 if (verbose)
-                    say("%s", value);
+                    say("%6.1f ms  %s", (double)(int64_t)(when - started) / 1e6, value);
+            } else if (key_is(field, "plan")) {
+                fprintf(lines, "%s\n", value);
             } else if (key_is(field, "error")) {
                 die("%s", value);
             } else if (key_is(field, "ok") || key_is(field, "again")) {
                 close(logs[0]);
+                fclose(lines);
+                if (key_is(field, "ok") && planned)
+                    print_plan(plan, planned);
+                free(plan);
                 return answers[0]; /* held until the pin is open: the builder of an unshared UDI waits for its end */
             }
         }

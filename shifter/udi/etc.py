@@ -62,6 +62,10 @@ class EtcFiles:
             if data is not None:
                 self._files.append((name, data, 0o644))
 
+    def names(self) -> "list[str]":
+        """Return the names of the files."""
+        return ["passwd", *(name for name, _, _ in self._files)]
+
     def files(self, shell: str) -> "list[tuple[str, bytes, int]]":
         """Return (name, content, mode) of every file, the user's login shell being *shell*."""
         nobody = "nobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin"

@@ -1,28 +1,48 @@
 """The operations that a UDI is made of. Each can say what it does and why, and do it: what is printed is what runs.
 
-``reason`` is the configuration line, option or image that put the operation there. Part of the build path.
+``reason`` is the configuration line, option or image that put the operation there. What comes from the node is in
+binds.py. Part of the build path.
 """
 
-import errno
 import posix
 
-from shifter import volumes
 from shifter.errors import BuildError, ShifterError, describe
-from shifter.linux import paths, syscalls
-from shifter.linux.identity import Identity
-from shifter.udi.assembly import ABSENT, ROOT_ATTRIBUTES, Assembly, write_new
+from shifter.linux import syscalls
+from shifter.udi.assembly import ABSENT, Assembly, write_new
+
+MYPY = False
+if MYPY:
+    from collections.abc import Callable
+
+    from shifter.udi.etc import EtcFiles
 
 
 class Operation:
-    """One step of a plan."""
+    """One step of a plan: ``KIND`` is its name for programs, *path* the place in the container."""
+
+    KIND = ""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
 
-    def describe(self) -> str:
-        """Return one line: what is done, where, and why."""
+    def text(self) -> str:
+        """Return in a few words what is done, and where."""
         raise NotImplementedError
+
+    def details(self) -> "list[tuple[str, str]]":
+        """Return what belongs to it besides its path and its reason, by name."""
+        return []
+
+    def describe(self) -> str:
+        """Return one line for people: what is done, where, and why."""
+        return f"{self.text()} ({self.reason})"
+
+    def serialise(self) -> str:
+        """Return one line for programs: a JSON object of strings (RFC 8259)."""
+        values = [("do", self.KIND), ("path", self.path), *self.details()]
+        values += [("reason", self.reason), ("text", self.text())]
+        return json_object(values)
 
     def execute(self, assembly: Assembly) -> None:
         """Do it. Raises OSError or BuildError."""
@@ -32,12 +52,14 @@ class Operation:
 class Directory(Operation):
     """An empty directory on the UDI's own root."""
 
+    KIND = "directory"
+
     def __init__(self, path: str, reason: str, mode: int = 0o755) -> None:
         super().__init__(path, reason)
         self.mode = mode
 
-    def describe(self) -> str:
-        return f"directory {self.path} ({self.reason})"
+    def text(self) -> str:
+        return f"directory {self.path}"
 
     def execute(self, assembly: Assembly) -> None:
         assembly.make_directory(self.path, self.mode)
@@ -46,27 +68,37 @@ class Directory(Operation):
 class Symlink(Operation):
     """A symbolic link on the UDI's own root."""
 
-    def __init__(self, path: str, text: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.text = text
+    KIND = "symlink"
 
-    def describe(self) -> str:
-        return f"symlink {self.path} -> {self.text} ({self.reason})"
+    def __init__(self, path: str, target: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.target = target
+
+    def text(self) -> str:
+        return f"symlink {self.path} -> {self.target}"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("target", self.target)]
 
     def execute(self, assembly: Assembly) -> None:
-        assembly.symlink(self.path, self.text)
+        assembly.symlink(self.path, self.target)
 
 
 class File(Operation):
     """A small generated file on the UDI's own root."""
+
+    KIND = "file"
 
     def __init__(self, path: str, data: bytes, reason: str, mode: int = 0o644) -> None:
         super().__init__(path, reason)
         self.data = data
         self.mode = mode
 
-    def describe(self) -> str:
-        return f"file {self.path}, {len(self.data)} bytes ({self.reason})"
+    def text(self) -> str:
+        return f"file {self.path}, {len(self.data)} bytes"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("content", self.data.decode("utf-8", "replace"))]
 
     def execute(self, assembly: Assembly) -> None:
         assembly.make_file(self.path, self.data, self.mode)
@@ -78,13 +110,17 @@ class ImageDirectory(Operation):
     Names in *skip* and names that exist already are left out: the site's and our own come first.
     """
 
+    KIND = "image-directory"
+
     def __init__(self, path: str, skip: "tuple[str, ...]", reason: str) -> None:
         super().__init__(path, reason)
         self.skip = skip
 
-    def describe(self) -> str:
-        without = f" without {' '.join(self.skip)}" if self.skip else ""
-        return f"image content of {self.path}{without}, read-only ({self.reason})"
+    def text(self) -> str:
+        return f"each entry of the image's {self.path} but {' '.join(filter(None, self.skip))}, read-only"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("without", " ".join(filter(None, self.skip)))]
 
     def execute(self, assembly: Assembly) -> None:
         names = [name for name in assembly.image_entries(self.path) if name not in self.skip]
@@ -97,22 +133,33 @@ class ImageDirectory(Operation):
 class Etc(Operation):
     """/etc: generated files above the image's own directory, read-only. Covers files that the image lacks."""
 
-    def __init__(self, files: "list[tuple[str, bytes, int]]", links: "list[tuple[str, str]]", reason: str) -> None:
+    KIND = "etc"
+
+    def __init__(
+        self, files: "EtcFiles", links: "list[tuple[str, str]]", shell: "Callable[[Assembly], str]", reason: str
+    ) -> None:
         super().__init__("/etc", reason)
         self.files = files
         self.links = links
+        self.shell = shell
+        """Which login shell the user gets depends on what the image has."""
 
-    def describe(self) -> str:
-        names = [name for name, _, _ in self.files] + [name for name, _ in self.links]
-        return f"/etc of the image below generated {' '.join(names)} ({self.reason})"
+    def text(self) -> str:
+        return f"/etc of the image below generated {self._names()}"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("generated", self._names())]
+
+    def _names(self) -> str:
+        return " ".join([*self.files.names(), *(name for name, _ in self.links)])
 
     def execute(self, assembly: Assembly) -> None:
         assembly.make_directory("/etc")
         layer = assembly.new_layer([])
-        for name, data, mode in self.files:
+        for name, data, mode in self.files.files(self.shell(assembly)):
             write_new(assembly.generated, f"{layer}/{name}", data, mode)
-        for name, text in self.links:
-            posix.symlink(text, f"{layer}/{name}", dir_fd=assembly.generated)
+        for name, target in self.links:
+            posix.symlink(target, f"{layer}/{name}", dir_fd=assembly.generated)
         try:
             lower = assembly.open_image("/etc", posix.O_RDONLY | posix.O_DIRECTORY)
         except OSError as error:
@@ -124,71 +171,10 @@ class Etc(Operation):
             posix.close(lower)
 
 
-class Bind(Operation):
-    """A directory or file of the node, cloned beforehand in the caller's namespace (*mount*, a detached mount)."""
-
-    def __init__(
-        self,
-        path: str,
-        source: str,
-        mount: int,
-        flags: str,
-        reason: str,
-        directory: bool = True,
-        identity: "Identity | None" = None,
-    ) -> None:
-        super().__init__(path, reason)
-        self.source = source
-        self.mount = mount
-        self.flags = flags
-        self.directory = directory
-        self.identity = identity
-        """The user whose volume it is; None: the site's or our own."""
-
-    def describe(self) -> str:
-        flags = f" {self.flags}" if self.flags else ""
-        return f"bind {self.source} on {self.path}{flags} ({self.reason})"
-
-    def execute(self, assembly: Assembly) -> None:
-        try:
-            target = self._open_target(assembly)
-        except OSError as error:
-            raise BuildError(f"{self.path} {_missing(error, self.identity is not None)}") from None
-        try:
-            resolved = assembly.resolved(target)
-            if self.identity is not None:
-                refuse_reserved(resolved, self.path)
-            elif resolved != self.path:
-                refuse_site(resolved, self.path)
-            if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
-                ours, theirs = ("directory", "a file") if self.directory else ("file", "a directory")
-                raise BuildError(
-                    f"{self.path} is {theirs} in the container; the {ours} {self.source} can't be mounted on it"
-                )
-            syscalls.move_mount(self.mount, target, self.path)
-        finally:
-            posix.close(target)
-            posix.close(self.mount)
-
-    def _open_target(self, assembly: Assembly) -> int:
-        if self.identity is None:
-            return assembly.open(self.path)
-        with self.identity:  # the user's own rights decide which target can be reached
-            return assembly.open(self.path)
-
-
-def _missing(error: OSError, volume: bool) -> str:
-    """Return why a mount point can't be opened, and for a user what to do."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        hint = ": a volume needs an existing directory of the image, the site or /tmp" if volume else ""
-        return f"does not exist in the container{hint}"
-    if error.errno == errno.ELOOP:
-        return "leads through too many symbolic links of the image"
-    return f"can't be reached in the container: {error.strerror}"
-
-
 class NewMount(Operation):
     """A new instance of a kernel file system (proc, devpts)."""
+
+    KIND = "mount"
 
     def __init__(self, path: str, fstype: str, options: "dict[str, str | None]", attributes: int, reason: str) -> None:
         super().__init__(path, reason)
@@ -196,9 +182,15 @@ class NewMount(Operation):
         self.options = options
         self.attributes = attributes
 
-    def describe(self) -> str:
-        text = ",".join(name if value is None else f"{name}={value}" for name, value in self.options.items())
-        return f"new {self.fstype} on {self.path} {text} ({self.reason})"
+    def text(self) -> str:
+        options = self._options()
+        return f"new {self.fstype} on {self.path}" + (f" with {options}" if options else "")
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("type", self.fstype), ("options", self._options())]
+
+    def _options(self) -> str:
+        return ",".join(name if value is None else f"{name}={value}" for name, value in self.options.items())
 
     def execute(self, assembly: Assembly) -> None:
         assembly.attach(syscalls.new_mount(self.fstype, self.options, self.attributes), self.path)
@@ -207,12 +199,17 @@ class NewMount(Operation):
 class BindInside(Operation):
     """A file that the UDI has already, bound a second time (the ptmx of a private devpts)."""
 
+    KIND = "bind-inside"
+
     def __init__(self, path: str, source: str, reason: str) -> None:
         super().__init__(path, reason)
         self.source = source
 
-    def describe(self) -> str:
-        return f"bind {self.source} of the UDI on {self.path} ({self.reason})"
+    def text(self) -> str:
+        return f"bind {self.source} of the UDI on {self.path}"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("source", self.source)]
 
     def execute(self, assembly: Assembly) -> None:
         source = assembly.open(self.source, syscalls.O_PATH | posix.O_NOFOLLOW)
@@ -221,119 +218,84 @@ class BindInside(Operation):
         assembly.attach(mount, self.path)
 
 
-class MountPoints(Operation):
-    """Mount points that mounts of the site need and the image lacks.
+class Image(Operation):
+    """The image file of the UDI, mounted once per node; it is in place before the other operations (image_mounts.py)."""
 
-    On the UDI's own root they are simply made. Inside the image, the nearest existing directory is covered by itself
-    and all the new ones. Inside anything else of the node nothing is invented: it must be there.
-    """
+    KIND = "image"
 
-    def __init__(self, binds: "list[Bind]", reserved: "list[str]") -> None:
-        super().__init__(" ".join(bind.path for bind in binds), ", ".join(dict.fromkeys(b.reason for b in binds)))
-        self.binds = binds
-        self.reserved = reserved
-        """Where directories of the node are mounted already."""
+    def __init__(self, identifier: str, source: str, form: str, reason: str) -> None:
+        super().__init__("/", reason)
+        self.identifier = identifier
+        self.source = source
+        self.form = form
 
-    def describe(self) -> str:
-        return f"mount points {self.path} ({self.reason})"
+    def text(self) -> str:
+        return f"image {self.identifier}: {self.source}, {self.form}, read-only"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("identifier", self.identifier), ("source", self.source), ("format", self.form)]
 
     def execute(self, assembly: Assembly) -> None:
-        covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
-        for index, bind in enumerate(self.binds):
-            if any(is_below(bind.path, earlier.path) for earlier in self.binds[:index]):
-                continue  # in what the earlier one shows, or on it
-            self.reason = bind.reason  # what a failure is blamed on
-            try:
-                posix.close(assembly.open(bind.path))
-            except FileNotFoundError:
-                self._make(assembly, bind, covers)
-            except OSError as error:
-                raise BuildError(f"{bind.path} {_missing(error, False)}") from None
-        for where in sorted(covers):  # a parent before what is below it, which it would hide
-            lower, parts = covers[where]
-            assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
-            posix.close(lower)
+        """Nothing: the assembly was made of it."""
 
-    def _make(self, assembly: Assembly, bind: Bind, covers: "dict[str, tuple[int, list[tuple[str, bool]]]]") -> None:
-        parent, rest = self._nearest(assembly, bind.path)
-        where = assembly.resolved(parent)
-        path = f"{where.rstrip('/')}/{rest}"
-        refuse_site(path, bind.path)
-        if posix.fstat(parent).st_dev == assembly.root_device:
-            assembly.make_directory(path if bind.directory else path.rpartition("/")[0] or "/")
-            if not bind.directory:
-                assembly.make_file(path)
-            posix.close(parent)
-        elif any(is_below(where, other) for other in self.reserved):
-            raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
-        elif where in covers:
-            covers[where][1].append((rest, bind.directory))
-            posix.close(parent)
+
+class Setting(Operation):
+    """What the door does when a command is started: a field of the record, which carries it there."""
+
+    KIND = "set"
+
+    def __init__(self, key: str, value: str, reason: str) -> None:
+        super().__init__("", reason)
+        self.key = key
+        self.value = value
+
+    def text(self) -> str:
+        return f"{_SETTINGS.get(self.key, self.key)} {self.value}"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("field", self.key), ("value", self.value)]
+
+    def execute(self, assembly: Assembly) -> None:
+        """Nothing: the door does it, for each command."""
+
+
+_SETTINGS = {
+    "env.image": "environment, unless the caller has it:",
+    "env.set": "environment:",
+    "env.append": "environment, appended:",
+    "env.prepend": "environment, prepended:",
+    "env.unset": "environment without",
+    "entry": "word of the entry point:",
+    "cmd": "word of the default command:",
+    "workdir": "working directory, if it is asked for:",
+}
+"""What the fields of a record that the door acts upon mean (door/user.c)."""
+
+
+def json_object(values: "list[tuple[str, str]]") -> str:
+    """Return *values* as a JSON object of strings, in one line."""
+    return "{" + ",".join(f"{json_string(name)}:{json_string(value)}" for name, value in values) + "}"
+
+
+def json_string(text: str) -> str:
+    """Return *text* as a JSON string (RFC 8259): quote, backslash and control characters escaped."""
+    out = []
+    for char in text:
+        if char in '"\\':
+            out.append("\\" + char)
+        elif char < " ":
+            out.append(f"\\u{ord(char):04x}")
         else:
-            covers[where] = (parent, [(rest, bind.directory)])
-
-    @staticmethod
-    def _nearest(assembly: Assembly, target: str) -> "tuple[int, str]":
-        """Return (descriptor of the nearest existing directory, the rest of the path).
-
-        A symbolic link to nothing is followed, inside the root: /home -> var/home of an image leads to a new /var/home.
-        """
-        for _ in range(40):
-            parts = volumes.components(target)
-            for count in range(len(parts) - 1, -1, -1):
-                try:
-                    fd = assembly.open("/" + "/".join(parts[:count]), syscalls.O_PATH | posix.O_DIRECTORY)
-                    break
-                except FileNotFoundError:
-                    continue
-                except NotADirectoryError:
-                    raise BuildError(f"{target}: /{'/'.join(parts[:count])} is a file in the container") from None
-            rest = parts[count:]
-            if ".." in rest:
-                break
-            try:
-                link = posix.readlink(rest[0], dir_fd=fd)
-            except OSError:
-                return fd, "/".join(rest)
-            where = "" if link.startswith("/") else assembly.resolved(fd)
-            posix.close(fd)
-            target = "/".join((where, link, *rest[1:]))
-        raise BuildError(f"{target} leads through symbolic links of the image to nothing")
+            out.append(char)
+    return '"' + "".join(out) + '"'
 
 
-def refuse_reserved(resolved: str, asked: str) -> None:
-    """Raise BuildError if *resolved*, the target with all symlinks followed, may not be a user's."""
-    reason = volumes.user_target_refusal(resolved)
-    if reason:
-        via = f" (really {resolved})" if resolved != asked else ""
-        raise BuildError(f"{asked}{via} can't be a volume's target: {reason}")
-
-
-def refuse_site(resolved: str, asked: str) -> None:
-    """Raise BuildError if a symbolic link of the image leads a site's mount to where no site may mount anything."""
-    reason = volumes.site_target_refusal(resolved)
-    if reason:
-        raise BuildError(f"{asked} is a symbolic link of the image to {resolved}, which can't be a target: {reason}")
-
-
-def is_below(path: str, ancestor: str) -> bool:
-    """True if *path* is *ancestor* or below it, by components."""
-    return path == ancestor or ancestor == "/" or path.startswith(ancestor.rstrip("/") + "/")
-
-
-def clone_for_udi(fd: int, recursive: bool, slave: bool, attributes: int = ROOT_ATTRIBUTES) -> int:
-    """Return a detached copy of the mount at *fd*; *attributes* are added to each sub-mount, none is taken away."""
-    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
-    mount = syscalls.open_tree(fd, "", flags)
-    propagation = syscalls.MS_SLAVE if slave else syscalls.MS_PRIVATE
-    syscalls.mount_setattr(mount, "", set_attr=attributes, propagation=propagation, recursive=True)
-    return mount
-
-
-def execute(operations: "list[Operation]", assembly: Assembly) -> None:
-    """Execute a plan in order. Raises BuildError that says which operation failed and why it was there."""
+def execute(operations: "list[Operation]", assembly: Assembly, show: "Callable[[str], None] | None") -> None:
+    """Execute a plan in order, each operation told to *show* first. Raises BuildError that says which failed, and why."""
     for operation in operations:
         try:
+            if show:
+                show(operation.describe())
             operation.execute(assembly)
         except ShifterError as error:
             raise BuildError(f"{error} ({operation.reason})") from error.__cause__

@@ -1,13 +1,14 @@
 """One run of the builder: read the request, build, answer the door, then sweep what has expired.
 
-Answer: fields ``step=`` (what is being done), and last ``error=``, ``again=`` (the base was made: ask once more) or
-``ok=KEY``. Build path.
+Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (an operation that would be executed), and last ``error=``,
+``again=`` (the base was made: ask once more) or ``ok=KEY``. Build path.
 """
 
 import _signal  # type: ignore[import-not-found]
 import posix
 import select
 import syslog
+import time
 
 from shifter import _build, config, fields, request
 from shifter.errors import AccessError, BuildError, ShifterError, describe
@@ -57,20 +58,27 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
     syscalls.setns(home)
     # The second and third question are for a base that somebody wiped, or made anew, since the door looked.
     if lock < 0 or not pins.base_ready() or not pins.is_same_file(lock, f"{pins.UDIS}/{asked.uid}/lock"):
-        _answer("step", "preparing /run/shifter")
+        _step("preparing /run/shifter")
         pins.prepare_base()
         _answer("again", "")
         return
     syscalls.setns(here)
-    builder = Builder(settings, asked, lambda text: _answer("step", text), _build.PREFIX)
+    builder = Builder(settings, asked, _step, _build.PREFIX)
     try:
         builder.resolve_image()
     finally:
         _refresh_site(settings, builder.store, home, here)
-    if settings.udiIdleTime == 0 and not asked.once:
+    if settings.udiIdleTime == 0 and not asked.once and asked.show != "plan":
         _answer("again", "")  # the door knows it from the new site file, and asks for a UDI that is not shared
         return
-    key = builder.make(home)
+    operations = builder.prepare()
+    if asked.show == "plan":
+        builder.sources.refuse_absent(None)
+        for operation in operations:
+            _answer("plan", operation.serialise())
+        _answer("ok", "plan")
+        return
+    key = builder.make(operations, home)
     pins.keep_newest(f"{pins.UDIS}/{asked.uid}", settings.udiMaxPerUser)
     if not asked.once:
         syscalls.flock(lock, syscalls.LOCK_UN, "lock")
@@ -120,6 +128,11 @@ def _answer(key: str, value: str) -> None:
         posix.write(ANSWER, fields.encode([(key, value.replace("\0", "?")[:4000])]))
     except BrokenPipeError:
         pass
+
+
+def _step(text: str) -> None:
+    """Tell the door what is being done, and when that began (CLOCK_MONOTONIC, nanoseconds)."""
+    _answer("step", f"{time.monotonic_ns()}:{text}")
 
 
 def _wait_for_door() -> None:

@@ -14,7 +14,7 @@ from tests.node import PREFIX, REPO, STAGE, Node
 
 LIBEXEC = f"{PREFIX}/libexec/shifter/python"
 
-EXTENSIONS = {"_ctypes", "grp", "pwd", "select", "syslog", "fcntl", "_signal"}
+EXTENSIONS = {"_ctypes", "grp", "pwd", "select", "syslog", "fcntl", "_signal", "_thread"}
 """Modules in C that the build path may import: built in on Debian, extension modules of some other Pythons."""
 
 START = {
@@ -30,9 +30,9 @@ OURS = {
     "shifter.volumes",
     "shifter.images", "shifter.images.meta", "shifter.images.reference", "shifter.images.store",
     "shifter.linux", "shifter.linux.identity", "shifter.linux.loop", "shifter.linux.paths", "shifter.linux.syscalls",
-    "shifter.udi", "shifter.udi.assembly", "shifter.udi.build", "shifter.udi.etc", "shifter.udi.host",
+    "shifter.udi", "shifter.udi.assembly", "shifter.udi.binds", "shifter.udi.build", "shifter.udi.etc", "shifter.udi.host",
     "shifter.udi.image_mounts", "shifter.udi.pins", "shifter.udi.plan", "shifter.udi.reap", "shifter.udi.records",
-    "shifter.udi.run",
+    "shifter.udi.run", "shifter.udi.sources",
 }  # fmt: skip
 
 

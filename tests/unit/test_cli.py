@@ -260,10 +260,10 @@ def test_ps_says_why_the_door_failed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_errors_are_chained(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def fail() -> None:
+    def fail(*arguments: str) -> None:
         raise ShifterError("outer") from ConfigError("inner")
 
-    monkeypatch.setattr(shifterctl, "records_of_caller", fail)
+    monkeypatch.setattr(shifterctl, "ask_door", fail)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert shifterctl.main(["ps"]) == 1
     assert capsys.readouterr().err == "shifterctl: outer: inner\n"

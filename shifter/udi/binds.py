@@ -1,0 +1,264 @@
+"""What comes from the node: binds, the mount points that they need, and which places are refused.
+
+A mount point that is missing is made where it harms nobody: on the UDI's own root, in a read-only overlay of a directory
+of the image, or, for a user's volume, with the user's rights in a directory of the node. Part of the build path.
+"""
+
+import errno
+import posix
+
+from shifter import volumes
+from shifter.errors import BuildError
+from shifter.linux import paths, syscalls
+from shifter.linux.identity import Identity
+from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
+from shifter.udi.plan import Operation
+
+MAX_LINKS = 40
+"""Symbolic links to nothing that are followed on the way to a mount point; as many as the kernel follows."""
+
+ROOT = Identity(0, 0)
+
+
+class Bind(Operation):
+    """A directory or file of the node, cloned beforehand in the caller's namespace (*mount*, a detached mount)."""
+
+    KIND = "bind"
+
+    def __init__(
+        self,
+        path: str,
+        source: str,
+        mount: int,
+        flags: str,
+        reason: str,
+        directory: bool = True,
+        user: "Identity | None" = None,
+    ) -> None:
+        super().__init__(path, reason)
+        self.source = source
+        self.mount = mount
+        self.flags = flags
+        self.directory = directory
+        self.user = user
+        """The user whose volume it is; None: the site's or our own."""
+
+    def text(self) -> str:
+        return f"bind {self.source} on {self.path}" + (f" {self.flags}" if self.flags else "")
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("source", self.source), ("flags", self.flags)]
+
+    def execute(self, assembly: Assembly) -> None:
+        target = self._open_target(assembly)
+        try:
+            resolved = assembly.resolved(target)
+            if self.user is not None:
+                refuse_reserved(resolved, self.path)
+            elif resolved != self.path:
+                refuse_site(resolved, self.path)
+            if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
+                ours, theirs = ("directory", "a file") if self.directory else ("file", "a directory")
+                raise BuildError(
+                    f"{self.path} is {theirs} in the container; the {ours} {self.source} can't be mounted on it"
+                )
+            syscalls.move_mount(self.mount, target, self.path)
+        finally:
+            posix.close(target)
+            posix.close(self.mount)
+
+    def _open_target(self, assembly: Assembly) -> int:
+        try:
+            with self.user or ROOT:  # a user's own rights decide which target can be reached
+                return assembly.open(self.path)
+        except FileNotFoundError as error:
+            if self.user is None:
+                raise BuildError(f"{self.path} {unreachable(error)}") from None
+        except OSError as error:
+            raise BuildError(f"{self.path} {unreachable(error)}") from None
+        return make_as_user(assembly, self.path, self.directory, self.user)
+
+
+class MountPoints(Operation):
+    """Mount points that siteFs and volumes need and the image lacks.
+
+    On the UDI's own root they are simply made. Inside the image, the nearest existing directory is covered by itself
+    and all the new ones. Inside anything else of the node nothing is invented: it must be there, or is the user's to make.
+    """
+
+    KIND = "mount-points"
+
+    def __init__(self, binds: "list[Bind]", reserved: "list[str]") -> None:
+        super().__init__(" ".join(bind.path for bind in binds), "siteFs and volumes")
+        self.binds = binds
+        self.reserved = reserved
+        """Where directories of the node are mounted already."""
+
+    def text(self) -> str:
+        return f"mount points, where they are missing: {self.path}"
+
+    def execute(self, assembly: Assembly) -> None:
+        covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
+        for index, bind in enumerate(self.binds):
+            if any(is_below(bind.path, earlier.path) for earlier in self.binds[:index]):
+                continue  # in what the earlier one shows, or on it
+            self.reason = bind.reason  # what a failure is blamed on
+            try:
+                with bind.user or ROOT:
+                    posix.close(assembly.open(bind.path))
+            except FileNotFoundError:
+                self._make(assembly, bind, covers)
+            except OSError as error:
+                raise BuildError(f"{bind.path} {unreachable(error)}") from None
+        for where in sorted(covers):  # a parent before what is below it, which it would hide
+            lower, parts = covers[where]
+            assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
+            posix.close(lower)
+
+    def _make(self, assembly: Assembly, bind: Bind, covers: "dict[str, tuple[int, list[tuple[str, bool]]]]") -> None:
+        parent, rest = nearest(assembly, bind.path, bind.user or ROOT)
+        where = assembly.resolved(parent)
+        path = f"{where.rstrip('/')}/{rest}"
+        if bind.user is not None:
+            refuse_reserved(path, bind.path)
+        else:
+            refuse_site(path, bind.path)
+        if any(is_below(where, other) for other in self.reserved):
+            if bind.user is None:
+                raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
+        elif any(is_below(path, other.path) for other in self.binds if other is not bind):
+            pass  # what will be mounted there hides what could be made here
+        elif posix.fstat(parent).st_dev == assembly.root_device:
+            assembly.make_directory(path if bind.directory else path.rpartition("/")[0] or "/")
+            if not bind.directory:
+                assembly.make_file(path)
+        elif where in covers:
+            covers[where][1].append((rest, bind.directory))
+        else:
+            covers[where] = (posix.dup(parent), [(rest, bind.directory)])
+        posix.close(parent)
+
+
+def nearest(assembly: Assembly, target: str, reader: Identity) -> "tuple[int, str]":
+    """Return (descriptor of the nearest existing directory above *target*, the rest of the path).
+
+    A symbolic link to nothing is followed, inside the root: /home -> var/home of an image leads to a new /var/home.
+    Everything is looked up with the rights of *reader*. Raises BuildError.
+    """
+    for _ in range(MAX_LINKS):
+        parts = volumes.components(target)
+        for count in range(len(parts) - 1, -1, -1):
+            above = "/" + "/".join(parts[:count])
+            try:
+                with reader:
+                    fd = assembly.open(above, syscalls.O_PATH | posix.O_DIRECTORY)
+                break
+            except FileNotFoundError:
+                continue
+            except NotADirectoryError:
+                raise BuildError(f"{target}: {above} is a file in the container") from None
+            except OSError as error:
+                raise BuildError(f"{target}: {above} {unreachable(error)}") from None
+        rest = parts[count:]
+        if ".." in rest:
+            break
+        try:
+            with reader:
+                link = posix.readlink(rest[0], dir_fd=fd)
+        except OSError:
+            return fd, "/".join(rest)
+        where = "" if link.startswith("/") else assembly.resolved(fd)
+        posix.close(fd)
+        target = "/".join((where, link, *rest[1:]))
+    raise BuildError(f"{target} leads through symbolic links of the image to nothing")
+
+
+def make_as_user(assembly: Assembly, path: str, directory: bool, user: Identity) -> int:
+    """Make the mount point *path* and its missing parents with the rights of *user*; return a descriptor of it.
+
+    Every step is made in, and opened below, the directory that was opened before: nobody can lead it elsewhere.
+    Raises BuildError that says where the user may not make it.
+    """
+    current, rest = nearest(assembly, path, user)
+    where = assembly.resolved(current)
+    try:
+        refuse_reserved(f"{where.rstrip('/')}/{rest}", path)
+        names = rest.split("/")
+        with user:
+            for name in names[:-1]:
+                current = _step(current, name, True)
+            return _step(current, names[-1], directory)
+    except OSError as error:
+        posix.close(current)
+        reason = (
+            f"{where} is read-only" if error.errno == errno.EROFS else f"you can't make it in {where}: {error.strerror}"
+        )
+        raise BuildError(f"{path} does not exist in the container, and {reason}") from None
+    except BuildError:
+        posix.close(current)
+        raise
+
+
+def _step(parent: int, name: str, directory: bool) -> int:
+    """Make one directory or file in *parent* and open it; closes *parent* if that went well."""
+    try:
+        if directory:
+            posix.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+            posix.close(posix.open(name, flags, 0o644, dir_fd=parent))
+    except FileExistsError:
+        pass  # by another launch of the same user, at the same time
+    made = paths.open_in_root(
+        parent, name, syscalls.O_PATH | posix.O_NOFOLLOW | (posix.O_DIRECTORY if directory else 0)
+    )
+    if not directory and posix.fstat(made).st_mode & paths.S_IFMT != paths.S_IFREG:
+        posix.close(made)  # O_PATH opens a symbolic link itself
+        raise OSError(errno.EEXIST, posix.strerror(errno.EEXIST))
+    posix.close(parent)
+    return made
+
+
+def unreachable(error: OSError) -> str:
+    """Return why a mount point can't be opened."""
+    if error.errno == errno.ENOENT:
+        return "does not exist in the container"
+    if error.errno == errno.ENOTDIR:
+        return "leads through a file of the container"
+    if error.errno == errno.ELOOP:
+        return "leads through too many symbolic links of the image"
+    return f"can't be reached in the container: {error.strerror}"
+
+
+def refuse_reserved(resolved: str, asked: str) -> None:
+    """Raise BuildError if *resolved*, the target with all symlinks followed, may not be a user's."""
+    reason = volumes.user_target_refusal(resolved)
+    if reason:
+        via = f" (really {resolved})" if volumes.components(resolved) != volumes.components(asked) else ""
+        raise BuildError(f"{asked}{via} can't be a volume's target: {reason}")
+
+
+def refuse_site(resolved: str, asked: str) -> None:
+    """Raise BuildError if a symbolic link of the image leads a site's mount to where no site may mount anything."""
+    reason = volumes.site_target_refusal(resolved)
+    if reason:
+        raise BuildError(f"{asked} is a symbolic link of the image to {resolved}, which can't be a target: {reason}")
+
+
+def is_below(path: str, ancestor: str) -> bool:
+    """True if *path* is *ancestor* or below it, by components; both without repeated or trailing slashes."""
+    return path == ancestor or ancestor == "/" or path.startswith(ancestor.rstrip("/") + "/")
+
+
+def parents_first(binds: "list[Bind]") -> "list[Bind]":
+    """Return *binds* ordered by the depth of their targets, so that none hides one that was named before it."""
+    return sorted(binds, key=lambda bind: len(volumes.components(bind.path)))
+
+
+def clone_for_udi(fd: int, recursive: bool, slave: bool, attributes: int = ROOT_ATTRIBUTES) -> int:
+    """Return a detached copy of the mount at *fd*; *attributes* are added to each sub-mount, none is taken away."""
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
+    mount = syscalls.open_tree(fd, "", flags)
+    propagation = syscalls.MS_SLAVE if slave else syscalls.MS_PRIVATE
+    syscalls.mount_setattr(mount, "", set_attr=attributes, propagation=propagation, recursive=True)
+    return mount
