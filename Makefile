@@ -20,6 +20,8 @@ CONF       := $(SYSCONFDIR)/udiRoot.conf
 VENV       := build/venv
 VPY        := $(VENV)/bin/python
 DOOR_SRC   := $(sort $(wildcard shifter/door/*.c))
+# What only parses: no file, no system call. The comparing tests and the fuzzer are linked with it.
+PARSE_SRC  := $(addprefix shifter/door/,fields.c parse.c environment.c)
 DOOR_HDR   := $(sort $(wildcard shifter/door/*.h)) build/config.h build/options.h
 PY_SRC      = $(shell find shifter -name '*.py')
 
@@ -29,7 +31,7 @@ RUN_PACKAGES   := python3 ca-certificates squashfs-tools erofs-utils skopeo umoc
                   util-linux mount procps passwd
 BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv python3-dev findutils coreutils
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
-TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang clang-tidy cppcheck iproute2 libcap2-bin \
+TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
                   keyutils
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
 
@@ -114,9 +116,21 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
 
 # The door's parsing behind a pipe, for the tests that compare it with its Python specification.
-build/door-driver: tests/door/driver.c shifter/door/parse.c $(DOOR_HDR) Makefile
+build/door-driver: tests/door/driver.c shifter/door/message.c $(PARSE_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  -Ibuild -Ishifter/door -o $@ tests/door/driver.c shifter/door/parse.c
+	  -Ibuild -Ishifter/door -o $@ tests/door/driver.c shifter/door/message.c $(PARSE_SRC)
+
+# The door's parsing under libFuzzer (tests/fuzz): one program, the name that it is started by says what is fuzzed; and the
+# same again for the lines that a corpus reaches.
+FUZZ_SRC     := $(sort $(wildcard tests/fuzz/*.c))
+FUZZ_TARGETS := options request document reference environment
+FUZZ_CFLAGS   = $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all -include tests/fuzz/memory.h \
+                -Ibuild -Ishifter/door -Itests/fuzz
+build/fuzz/.stamp: $(FUZZ_SRC) $(wildcard tests/fuzz/*.h) $(PARSE_SRC) $(DOOR_HDR) Makefile
+	@umask 022; mkdir -p $(@D)/coverage; \
+	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $(@D)/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
+	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address -fprofile-instr-generate -fcoverage-mapping -o $(@D)/coverage/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
+	for t in $(FUZZ_TARGETS); do ln -sf fuzzer $(@D)/$$t; ln -sf fuzzer $(@D)/coverage/$$t; done; touch $@
 
 # Everything Python, as it will lie below LIBEXEC: root's, byte-compiled, checked against nothing at run time.
 build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
