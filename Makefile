@@ -196,14 +196,14 @@ stage:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/stage PREFIX=/opt/shifter SYSCONFDIR=/etc/shifter LOCALSTATEDIR=/var
 
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
-.PHONY: test soak lint bench demo demo-clean clean help
+.PHONY: test soak lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
-	@$(MAKE) -s stage build/door-asan build/door-driver
+	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/.stamp
 	@$(PYTEST) -q $(PYTEST_ARGS)
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
-	@$(MAKE) -s stage build/door-driver
+	@$(MAKE) -s stage build/door-driver build/fuzz/.stamp
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
 lint: deps build/options.h build/config.h
@@ -212,9 +212,20 @@ lint: deps build/options.h build/config.h
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
 	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet --warnings-as-errors='*' \
-	  --checks='-*,clang-analyzer-*,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-reserved-identifier,-bugprone-assignment-in-if-condition,-bugprone-narrowing-conversions,-bugprone-implicit-widening-of-multiplication-result,-bugprone-suspicious-include,-bugprone-unused-return-value,-bugprone-suspicious-missing-comma,-clang-analyzer-valist.Uninitialized' \
-	  $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; fi
+	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+
+FUZZ_RUNS    ?= 1000000
+FUZZ_SECONDS ?= 0
+fuzz: deps ## every target FUZZ_RUNS times, or for FUZZ_SECONDS; new inputs are collected in build/fuzz/new
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py fuzz --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
+fuzz-merge: deps ## tests/fuzz/corpus becomes the smallest set of inputs that reaches all that any of them reaches
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py merge
+fuzz-coverage: deps ## the lines of the door's parsing that the corpus reaches, and those that it does not
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py coverage
 
 bench: deps-bench
 	@$(VPY) -B benchmarks/launch.py $(BENCH_ARGS)
@@ -232,5 +243,5 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 help:
-	@echo 'make demo | install | uninstall | test | soak | lint | bench | demo-clean | clean'
-	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS='
+	@echo 'make demo | install | uninstall | test | soak | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
+	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='

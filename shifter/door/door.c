@@ -427,15 +427,17 @@ static _Noreturn void print_own_records(const struct caller *caller)
         int directory = openat(list, entry->d_name, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         int file = directory < 0 ? -1 : document_open(&record, directory, "record", "record");
         if (file >= 0 && fstat(file, &status) == 0) {
-            fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
-            fwrite(record.data, 1, record.size, stream);
+            int head = fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
+            if (head < 0 || fwrite(record.data, 1, record.size, stream) != record.size)
+                die("out of memory");
         }
         if (file >= 0)
             close(file);
         if (directory >= 0)
             close(directory);
     }
-    fclose(stream);
+    if (fclose(stream) != 0)
+        die("out of memory");
     drop_for_good();
     for (size_t done = 0; done < size;) {
         ssize_t written = write(1, out + done, size - done);

@@ -248,10 +248,10 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
 void refuse_user_namespace(void)
 {
     static char text[4096];
-    unsigned long first, outside, count;
+    char *rest = text;
     struct stat status;
-    small_file("/proc/self/uid_map", text, sizeof text);
-    bool mapped = sscanf(text, "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
+    small_file("/proc/self/uid_map", text, sizeof text); /* first, first outside, count: all ids, mapped to themselves */
+    bool mapped = strtoul(rest, &rest, 10) != 0 || strtoul(rest, &rest, 10) != 0 || strtoul(rest, &rest, 10) != 4294967295;
     if (stat("/proc/self/ns/user", &status) == 0 ? status.st_ino != FIRST_USER_NAMESPACE : mapped)
         die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }
@@ -278,7 +278,7 @@ _Noreturn void run_without_privilege(int argc, char **argv, struct caller *calle
         die("no privilege: no_new_privs is set for this process (by a container, a sandbox or a service manager), so no setuid program works");
     refuse_user_namespace();
     const char *tracer = strstr(small_file("/proc/self/status", text, sizeof text), "TracerPid:");
-    if (tracer && atoi(tracer + strlen("TracerPid:")) != 0)
+    if (tracer && strtol(tracer + strlen("TracerPid:"), NULL, 10) != 0)
         die("no privilege: a debugger or strace of an ordinary user traces this process, so the kernel ignores the setuid bit");
     if (stat("/proc/self/exe", &status) == 0 && (status.st_uid != 0 || !(status.st_mode & S_ISUID)))
         die("no privilege: %s is not setuid root any more (mode %04o, uid %u); run, as root: make install", path, (unsigned)(status.st_mode & 07777), (unsigned)status.st_uid);

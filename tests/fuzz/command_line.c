@@ -138,7 +138,7 @@ void fuzz_options(struct input input)
         check_split(&words);
     if (!parsed) {
         const char *said = fuzz_message();
-        CHECK(strncmp(said, "usage: ", 7) == 0 || strcmp(said, "help: ") == 0 || strcmp(said, "version: ") == 0);
+        CHECK(strncmp(said, "shifter: usage: ", 16) == 0 || strcmp(said, "shifter: help: ") == 0 || strcmp(said, "shifter: version: ") == 0);
         CHECK(words.count > 1);
         return;
     }

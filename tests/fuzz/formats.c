@@ -67,7 +67,7 @@ static void check_fields(const struct document *document, const char *kind)
 {
     static struct document copy;
     size_t position = 0, expected = 0;
-    const char *last = NULL;
+    const char *last = NULL, *image = NULL;
     open_document(&copy);
     copy.size = 0;
     for (const char *field, *value; (field = field_next(document, &position, &value)); last = field) {
@@ -77,12 +77,14 @@ static void check_fields(const struct document *document, const char *kind)
         CHECK(!strchr(key, '=') && key_is(field, key));
         const char *first = field_first(document, key);
         CHECK(first && first <= value && key_is(first - strlen(key) - 1, key));
+        if (!image && strcmp(key, "image") == 0)
+            image = value;
         field_add(&copy, key, value);
         (free)(key);
         check_value(document, field, value);
     }
     CHECK(position == document->size && last && key_is(last, "end") && strcmp(last + 4, kind) == 0);
-    CHECK(strcmp(document->data, HEAD) == 0);
+    CHECK(strcmp(document->data, HEAD) == 0 && field_first(document, "image") == image);
     CHECK(copy.size == document->size && memcmp(copy.data, document->data, copy.size) == 0);
 }
 

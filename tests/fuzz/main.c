@@ -94,6 +94,14 @@ static void check_message(size_t length, size_t room)
     message[length - 1] = 0;
 }
 
+static void __attribute__((format(printf, 1, 2))) speak(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    check_message(format_message(message, sizeof message, format, arguments), sizeof message);
+    va_end(arguments);
+}
+
 _Noreturn void die(const char *format, ...)
 {
     va_list arguments;
@@ -105,7 +113,7 @@ _Noreturn void die(const char *format, ...)
 
 _Noreturn void show_usage(const char *kind, const char *text)
 {
-    snprintf(message, sizeof message, "%s: %s", kind, text ? text : "");
+    speak("%s: %s", kind, text ? text : ""); /* the door prints the text itself where there is no Python */
     longjmp(way_out, 1);
 }
 
