@@ -207,6 +207,7 @@ soak: deps ## the tests marked soak with large numbers, and a report in docs/soa
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
 lint: deps build/options.h build/config.h
+	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \

@@ -113,7 +113,9 @@ def main() -> None:
             merge(target)
             continue
         done = fuzz(target, NEW / target, arguments.runs, arguments.seconds, seed=int(time.time()))
-        print(json.dumps({"target": target, "executions": done, "seconds": round(time.monotonic() - start)}), flush=True)
+        print(
+            json.dumps({"target": target, "executions": done, "seconds": round(time.monotonic() - start)}), flush=True
+        )
 
 
 if __name__ == "__main__":
