@@ -20,6 +20,8 @@ CONF       := $(SYSCONFDIR)/udiRoot.conf
 VENV       := build/venv
 VPY        := $(VENV)/bin/python
 DOOR_SRC   := $(sort $(wildcard shifter/door/*.c))
+# What only parses: no file, no system call. The comparing tests and the fuzzer are linked with it.
+PARSE_SRC  := $(addprefix shifter/door/,fields.c parse.c environment.c)
 DOOR_HDR   := $(sort $(wildcard shifter/door/*.h)) build/config.h build/options.h
 PY_SRC      = $(shell find shifter -name '*.py')
 
@@ -29,7 +31,7 @@ RUN_PACKAGES   := python3 ca-certificates squashfs-tools erofs-utils skopeo umoc
                   util-linux mount procps passwd
 BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv python3-dev findutils coreutils
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
-TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang clang-tidy cppcheck iproute2 libcap2-bin \
+TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
                   keyutils
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
 
@@ -114,9 +116,21 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
 
 # The door's parsing behind a pipe, for the tests that compare it with its Python specification.
-build/door-driver: tests/door/driver.c shifter/door/parse.c $(DOOR_HDR) Makefile
+build/door-driver: tests/door/driver.c shifter/door/message.c $(PARSE_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  -Ibuild -Ishifter/door -o $@ tests/door/driver.c shifter/door/parse.c
+	  -Ibuild -Ishifter/door -o $@ tests/door/driver.c shifter/door/message.c $(PARSE_SRC)
+
+# The door's parsing under libFuzzer (tests/fuzz): one program, the name that it is started by says what is fuzzed; and the
+# same again for the lines that a corpus reaches.
+FUZZ_SRC     := $(sort $(wildcard tests/fuzz/*.c))
+FUZZ_TARGETS := options request document reference environment
+FUZZ_CFLAGS   = $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all -include tests/fuzz/memory.h \
+                -Ibuild -Ishifter/door -Itests/fuzz
+build/fuzz/.stamp: $(FUZZ_SRC) $(wildcard tests/fuzz/*.h) $(PARSE_SRC) $(DOOR_HDR) Makefile
+	@umask 022; mkdir -p $(@D)/coverage; \
+	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $(@D)/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
+	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address -fprofile-instr-generate -fcoverage-mapping -o $(@D)/coverage/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
+	for t in $(FUZZ_TARGETS); do ln -sf fuzzer $(@D)/$$t; ln -sf fuzzer $(@D)/coverage/$$t; done; touch $@
 
 # Everything Python, as it will lie below LIBEXEC: root's, byte-compiled, checked against nothing at run time.
 build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
@@ -182,25 +196,37 @@ stage:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/stage PREFIX=/opt/shifter SYSCONFDIR=/etc/shifter LOCALSTATEDIR=/var
 
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
-.PHONY: test soak lint bench demo demo-clean clean help
+.PHONY: test soak lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
-	@$(MAKE) -s stage build/door-asan build/door-driver
+	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/.stamp
 	@$(PYTEST) -q $(PYTEST_ARGS)
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
-	@$(MAKE) -s stage build/door-driver
+	@$(MAKE) -s stage build/door-driver build/fuzz/.stamp
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
 lint: deps build/options.h build/config.h
+	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
 	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet --warnings-as-errors='*' \
-	  --checks='-*,clang-analyzer-*,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-reserved-identifier,-bugprone-assignment-in-if-condition,-bugprone-narrowing-conversions,-bugprone-implicit-widening-of-multiplication-result,-bugprone-suspicious-include,-bugprone-unused-return-value,-bugprone-suspicious-missing-comma,-clang-analyzer-valist.Uninitialized' \
-	  $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; fi
+	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+
+FUZZ_RUNS    ?= 1000000
+FUZZ_SECONDS ?= 0
+fuzz: deps ## every target FUZZ_RUNS times, or for FUZZ_SECONDS; new inputs are collected in build/fuzz/new
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py fuzz --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
+fuzz-merge: deps ## tests/fuzz/corpus becomes the smallest set of inputs that reaches all that any of them reaches
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py merge
+fuzz-coverage: deps ## the lines of the door's parsing that the corpus reaches, and those that it does not
+	@$(MAKE) -s build/fuzz/.stamp
+	@$(VPY) -B tests/fuzz/run.py coverage
 
 bench: deps-bench
 	@$(VPY) -B benchmarks/launch.py $(BENCH_ARGS)
@@ -218,5 +244,5 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 help:
-	@echo 'make demo | install | uninstall | test | soak | lint | bench | demo-clean | clean'
-	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS='
+	@echo 'make demo | install | uninstall | test | soak | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
+	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='

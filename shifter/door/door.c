@@ -193,8 +193,9 @@ static bool is_home(int own_namespace)
 static bool resolve_image(const struct document *site, const char *text, char *out, size_t room)
 {
     const char *kind = field_first(site, "defaultImageType"), *store = field_first(site, "imagePath");
-    const char *uid = field_first(site, "storeUid"), *gid = field_first(site, "storeGid");
-    if (!kind || !store || !uid || !gid)
+    uid_t owner;
+    gid_t group;
+    if (!kind || !store || !field_id(site, "storeUid", &owner) || !field_id(site, "storeGid", &group))
         return false;
     enum reference_kind parsed = parse_reference(text, kind, out, room);
     if (parsed != REFERENCE_TAG)
@@ -202,8 +203,6 @@ static bool resolve_image(const struct document *site, const char *text, char *o
     char path[PATH_MAX];
     if ((size_t)snprintf(path, sizeof path, "%s/tags/%s", store, out) >= sizeof path)
         return false;
-    gid_t group = (gid_t)strtoul(gid, NULL, 10);
-    uid_t owner = (uid_t)strtoul(uid, NULL, 10);
     setfsgid(group);
     setfsuid(owner);
     if (setfsuid((uid_t)-1) != (int)owner || setfsgid((gid_t)-1) != (int)group)
@@ -255,33 +254,32 @@ static int open_run(void)
 /* Check watch=AS:DEV:INO:SIZE:MTIME_NS:CTIME_NS:PATH. Privileged. */
 static bool watch_holds(const char *text)
 {
-    uint64_t as, device, inode, size, mtime, ctime;
-    if (!take_number(&text, &as) || !take_number(&text, &device) || !take_number(&text, &inode) || !take_number(&text, &size) ||
-        !take_number(&text, &mtime) || !take_number(&text, &ctime) || *text != '/')
+    struct watch watch;
+    if (!parse_watch(text, &watch))
         return false;
     struct stat now;
-    setfsuid((uid_t)as);
-    if (setfsuid((uid_t)-1) != (int)as)
-        die("can't act as uid %u", (unsigned)as);
-    int result = stat(text, &now);
+    setfsuid((uid_t)watch.as);
+    if (setfsuid((uid_t)-1) != (int)watch.as)
+        die("can't act as uid %u", (unsigned)watch.as);
+    int result = stat(watch.path, &now);
     setfsuid(0);
     if (result != 0)
-        return inode == 0;
-    return now.st_dev == device && now.st_ino == inode && (uint64_t)now.st_size == size &&
-           (uint64_t)now.st_mtim.tv_sec * 1000000000u + (uint64_t)now.st_mtim.tv_nsec == mtime &&
-           (uint64_t)now.st_ctim.tv_sec * 1000000000u + (uint64_t)now.st_ctim.tv_nsec == ctime;
+        return watch.inode == 0;
+    return now.st_dev == watch.device && now.st_ino == watch.inode && (uint64_t)now.st_size == watch.size &&
+           (uint64_t)now.st_mtim.tv_sec * 1000000000u + (uint64_t)now.st_mtim.tv_nsec == watch.mtime &&
+           (uint64_t)now.st_ctim.tv_sec * 1000000000u + (uint64_t)now.st_ctim.tv_nsec == watch.ctime;
 }
 
 /* Check source=DEV:INO:PATH: the directory behind a volume is still the same. As the caller. */
 static bool source_holds(const char *text)
 {
-    uint64_t device, inode;
+    struct source source;
     struct stat now;
-    if (!take_number(&text, &device) || !take_number(&text, &inode) || *text != '/')
+    if (!parse_source(text, &source))
         return false;
     struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
-    int fd = (int)syscall(SYS_openat2, AT_FDCWD, text, &how, sizeof how);
-    bool same = fd >= 0 && fstat(fd, &now) == 0 && now.st_dev == device && now.st_ino == inode;
+    int fd = (int)syscall(SYS_openat2, AT_FDCWD, source.path, &how, sizeof how);
+    bool same = fd >= 0 && fstat(fd, &now) == 0 && now.st_dev == source.device && now.st_ino == source.inode;
     if (fd >= 0)
         close(fd);
     return same;
@@ -429,15 +427,17 @@ static _Noreturn void print_own_records(const struct caller *caller)
         int directory = openat(list, entry->d_name, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         int file = directory < 0 ? -1 : document_open(&record, directory, "record", "record");
         if (file >= 0 && fstat(file, &status) == 0) {
-            fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
-            fwrite(record.data, 1, record.size, stream);
+            int head = fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
+            if (head < 0 || fwrite(record.data, 1, record.size, stream) != record.size)
+                die("out of memory");
         }
         if (file >= 0)
             close(file);
         if (directory >= 0)
             close(directory);
     }
-    fclose(stream);
+    if (fclose(stream) != 0)
+        die("out of memory");
     drop_for_good();
     for (size_t done = 0; done < size;) {
         ssize_t written = write(1, out + done, size - done);

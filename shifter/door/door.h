@@ -3,6 +3,7 @@
 #define SHIFTER_DOOR_H
 
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -10,6 +11,7 @@
 #include <sys/types.h>
 
 #define MAX_DOCUMENT 65536 /* shifter/fields.py: MAX_BYTES */
+#define MAX_ID 0xFFFFFFFEu  /* shifter/request.py: MAX_UID; the next one means "no change" to the kernel */
 #define EXIT_SHIFTER 125   /* Shifter's own failure, as with env(1), nohup(1) and docker */
 
 /* NUL-terminated key=value fields (shifter/fields.py). */
@@ -21,6 +23,18 @@ struct document {
 struct list {
     const char **items;
     size_t count;
+};
+
+/* A file that a record or the site file depends on; all numbers but AS are 0 if there must be none. */
+struct watch {
+    uint64_t as, device, inode, size, mtime, ctime;
+    const char *path;
+};
+
+/* The directory behind a volume. */
+struct source {
+    uint64_t device, inode;
+    const char *path;
 };
 
 /* What the command line and the environment ask for. */
@@ -44,11 +58,12 @@ struct caller {
     char *cwd; /* NULL: unreachable */
 };
 
-/* parse.c */
-enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
-
+/* message.c */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* fields.c */
+size_t format_message(char *text, size_t room, const char *format, va_list arguments) __attribute__((format(printf, 3, 0)));
 void *need(void *memory);
 void list_add(struct list *list, const char *item);
 const char *field_next(const struct document *document, size_t *position, const char **value);
@@ -57,6 +72,21 @@ bool key_is(const char *field, const char *key);
 void field_add(struct document *document, const char *key, const char *value);
 bool document_valid(const struct document *document, const char *kind);
 bool take_number(const char **text, uint64_t *number);
+bool parse_watch(const char *text, struct watch *watch);
+bool parse_source(const char *text, struct source *source);
+bool field_id(const struct document *document, const char *key, unsigned *id);
+
+/* environment.c */
+bool is_assignment(const char *text);
+void env_unset(struct list *env, const char *name);
+void env_set(struct list *env, const char *assignment);
+void env_from_text(struct list *env, const char *path, char *text, size_t size);
+void env_rules(struct list *env, const struct document *record, bool image);
+
+/* parse.c */
+enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
+
+char **split_words(int *argc, char **argv);
 bool identifier_valid(const char *text);
 enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room);
 void read_command_line(struct invocation *asked, int argc, char **argv);

@@ -1,6 +1,6 @@
 /*
- * Parsing for the door: fields, command line, environment, image names. Nothing here makes a system call with privilege or
- * opens a file; every function works on bytes that it is given, and is what the fuzzer and the comparing tests call.
+ * Parsing for the door: command line, request, image names. Nothing here makes a system call with privilege or opens a
+ * file; every function works on bytes that it is given, and is what the fuzzer and the comparing tests call.
  */
 #define _GNU_SOURCE
 #include "door.h"
@@ -17,122 +17,6 @@
 
 #include "config.h"
 #include "options.h"
-
-/* --- messages and memory ------------------------------------------------------------------------------------------ */
-
-#define PREFIX_LENGTH 9 /* of "shifter: " */
-
-/* Print "shifter: " and the message as a line, in one write, control characters made harmless. */
-static void print_message(const char *format, va_list arguments)
-{
-    char text[2048] = "shifter: ";
-    vsnprintf(text + PREFIX_LENGTH, sizeof text - PREFIX_LENGTH, format, arguments);
-    size_t length = strlen(text);
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 32 || *c == 127)
-            *c = '?';
-    if (geteuid() != getuid() && seteuid(getuid()) != 0) /* where it goes to is the caller's choice */
-        _exit(EXIT_SHIFTER);
-    text[length] = '\n'; /* in place of the NUL */
-    if (write(2, text, length + 1) < 0) {
-        /* nobody to tell */
-    }
-}
-
-void say(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    print_message(format, arguments);
-    va_end(arguments);
-}
-
-/* Say it and exit with 125. */
-_Noreturn void die(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    print_message(format, arguments);
-    va_end(arguments);
-    _exit(EXIT_SHIFTER);
-}
-
-void *need(void *memory)
-{
-    if (!memory)
-        die("out of memory");
-    return memory;
-}
-
-void list_add(struct list *list, const char *item)
-{
-    list->items = need(realloc(list->items, (list->count + 1) * sizeof *list->items));
-    list->items[list->count++] = item;
-}
-
-/* --- fields (shifter/fields.py) ----------------------------------------------------------------------------------- */
-
-/* Return the key of the field at *position and move on; the key ends at '='. NULL at the end. */
-const char *field_next(const struct document *document, size_t *position, const char **value)
-{
-    if (*position >= document->size)
-        return NULL;
-    const char *field = document->data + *position;
-    *position += strlen(field) + 1;
-    const char *equals = strchr(field, '=');
-    *value = equals ? equals + 1 : field + strlen(field);
-    return field;
-}
-
-bool key_is(const char *field, const char *key)
-{
-    size_t length = strlen(key);
-    return strncmp(field, key, length) == 0 && field[length] == '=';
-}
-
-const char *field_first(const struct document *document, const char *key)
-{
-    const char *field, *value;
-    for (size_t position = 0; (field = field_next(document, &position, &value));)
-        if (key_is(field, key))
-            return value;
-    return NULL;
-}
-
-void field_add(struct document *document, const char *key, const char *value)
-{
-    int room = (int)(sizeof document->data - document->size);
-    int length = snprintf(document->data + document->size, (size_t)room, "%s=%s", key, value);
-    if (length < 0 || length + 1 > room)
-        die("the request is too long: fewer volumes or groups, please");
-    document->size += (size_t)length + 1;
-}
-
-/* A document is whole if it ends with end=KIND and every field has a '='; it begins with our own build. */
-bool document_valid(const struct document *document, const char *kind)
-{
-    if (document->size == 0 || document->data[document->size - 1] != 0)
-        return false;
-    const char *field, *value, *last = "";
-    for (size_t position = 0; (field = field_next(document, &position, &value)); last = field)
-        if (!strchr(field, '='))
-            return false;
-    return key_is(last, "end") && strcmp(last + 4, kind) == 0 && strncmp(document->data, "shifter=" SHIFTER_BUILD, sizeof "shifter=" SHIFTER_BUILD) == 0;
-}
-
-/* Take a decimal number and the colon behind it from *text. */
-bool take_number(const char **text, uint64_t *number)
-{
-    char *end;
-    if (**text < '0' || **text > '9')
-        return false;
-    errno = 0;
-    *number = strtoull(*text, &end, 10);
-    if (errno || *end != ':')
-        return false;
-    *text = end + 1;
-    return true;
-}
 
 /* --- command line and environment --------------------------------------------------------------------------------- */
 
@@ -230,6 +114,21 @@ static int parse_options(struct invocation *asked, int argc, char **argv, bool t
     return index;
 }
 
+/* Split the second of three or more words at blanks. */
+char **split_words(int *argc, char **argv)
+{
+    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = argv[1], *word;
+    int count = 0;
+    words[count++] = argv[0];
+    while ((word = strsep(&rest, " \t")))
+        if (*word)
+            words[count++] = word;
+    for (int i = 2; i < *argc; i++)
+        words[count++] = argv[i];
+    *argc = count;
+    return words;
+}
+
 /*
  * A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. The script is what
  * was started, and the word after the line's; what was started is the door itself when somebody has the door run a door.
@@ -242,16 +141,7 @@ static char **split_interpreter_line(int *argc, char **argv)
         return argv;
     if (stat(started, &script) == 0 && stat("/proc/self/exe", &door) == 0 && script.st_dev == door.st_dev && script.st_ino == door.st_ino)
         return argv;
-    char **words = need(calloc(strlen(argv[1]) + (size_t)*argc + 1, sizeof *words)), *rest = argv[1], *word;
-    int count = 0;
-    words[count++] = argv[0];
-    while ((word = strsep(&rest, " \t")))
-        if (*word)
-            words[count++] = word;
-    for (int i = 2; i < *argc; i++)
-        words[count++] = argv[i];
-    *argc = count;
-    return words;
+    return split_words(argc, argv);
 }
 
 static const char *variable(const char *name)

@@ -92,7 +92,7 @@ static void leave_cgroup(void)
         }
     }
     if (table)
-        fclose(table);
+        (void)fclose(table);
 }
 
 /* Become a clean root process and execute the builder. In the grandchild; never returns. */
@@ -118,7 +118,7 @@ static _Noreturn void exec_builder(int request, int answer, int log, int lock)
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     for (int signal_number = 1; signal_number < _NSIG; signal_number++)
-        signal(signal_number, SIG_DFL);
+        (void)signal(signal_number, SIG_DFL); /* refused for the two that are always so */
     if (chdir("/") != 0 || dup2(request, 0) != 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2 || dup2(answer, 3) != 3)
         _exit(EXIT_SHIFTER);
     if (lock >= 0 && dup2(lock, 4) != 4)

@@ -26,68 +26,10 @@ extern char **environ;
 
 /* --- environment -------------------------------------------------------------------------------------------------- */
 
-static size_t name_length(const char *assignment)
-{
-    return strcspn(assignment, "=");
-}
-
-static const char *env_value(const struct list *env, const char *name, size_t length)
-{
-    for (size_t i = 0; i < env->count; i++)
-        if (strncmp(env->items[i], name, length) == 0 && env->items[i][length] == '=')
-            return env->items[i] + length + 1;
-    return NULL;
-}
-
-/* Remove every variable of that name: a caller may have passed it twice. */
-static void env_unset(struct list *env, const char *name)
-{
-    size_t length = name_length(name), kept = 0;
-    for (size_t i = 0; i < env->count; i++)
-        if (strncmp(env->items[i], name, length) != 0 || env->items[i][length] != '=')
-            env->items[kept++] = env->items[i];
-    env->count = kept;
-}
-
-/* Set a variable in its place; a second one of that name, which some shells would see instead, goes. */
-static void env_set(struct list *env, const char *assignment)
-{
-    size_t length = name_length(assignment), kept = 0;
-    bool placed = false;
-    for (size_t i = 0; i < env->count; i++) {
-        bool same = strncmp(env->items[i], assignment, length) == 0 && env->items[i][length] == '=';
-        if (!same)
-            env->items[kept++] = env->items[i];
-        else if (!placed)
-            env->items[kept++] = assignment;
-        placed = placed || same;
-    }
-    env->count = kept;
-    if (!placed)
-        list_add(env, assignment);
-}
-
-/* Set NAME to OLD:NEW (append) or NEW:OLD; an unset or empty one is just set. */
-static void env_join(struct list *env, const char *assignment, bool append)
-{
-    size_t length = name_length(assignment);
-    const char *old = env_value(env, assignment, length), *added = assignment + length + 1;
-    char *joined = (char *)assignment;
-    if (old && *old && asprintf(&joined, "%.*s=%s:%s", (int)length, assignment, append ? old : added, append ? added : old) < 0)
-        die("out of memory");
-    env_set(env, joined);
-}
-
-/* Return whether TEXT is NAME=VALUE with a name. */
-static bool is_assignment(const char *text)
-{
-    return strchr(text, '=') && text[0] != '=';
-}
-
-/* Lines of NAME=VALUE; blank lines and # comments are skipped. The path is one inside of the container. */
+/* The path is one inside of the container. */
 static void env_from_file(struct list *env, const char *path)
 {
-    char *text = malloc(MAX_ENV_FILE + 1), *line;
+    char *text = malloc(MAX_ENV_FILE + 1);
     size_t size = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (!text || fd < 0)
@@ -100,18 +42,7 @@ static void env_from_file(struct list *env, const char *path)
     }
     close(fd);
     text[size] = 0;
-    if (strlen(text) != size)
-        die("--env-file %s: NUL byte", path);
-    for (int number = 1; (line = strsep(&text, "\n")); number++) {
-        line += strspn(line, " \t\r");
-        for (size_t end = strlen(line); end && strchr(" \t\r", line[end - 1]); end--)
-            line[end - 1] = 0;
-        if (*line == 0 || *line == '#')
-            continue;
-        if (!is_assignment(line))
-            die("--env-file %s line %d: not NAME=VALUE", path, number);
-        env_set(env, line);
-    }
+    env_from_text(env, path, text, size);
 }
 
 static void env_named(struct list *env, const char *name, const char *value)
@@ -133,25 +64,6 @@ static void env_of_user(struct list *env, const struct invocation *asked)
         if (!is_assignment(asked->env.items[i]))
             die("--env %s: not NAME=VALUE", asked->env.items[i]);
         env_set(env, asked->env.items[i]);
-    }
-}
-
-static void env_rules(struct list *env, const struct document *record, bool image)
-{
-    const char *field, *value;
-    for (size_t position = 0; (field = field_next(record, &position, &value));) {
-        if (strncmp(field, "env.", 4) != 0 || (strncmp(field, "env.image=", 10) == 0) != image)
-            continue;
-        if (strncmp(field + 4, "unset=", 6) == 0)
-            env_unset(env, value);
-        else if (!is_assignment(value))
-            continue; /* an image may have a bare name; it says nothing */
-        else if (strncmp(field + 4, "append=", 7) == 0)
-            env_join(env, value, true);
-        else if (strncmp(field + 4, "prepend=", 8) == 0)
-            env_join(env, value, false);
-        else
-            env_set(env, value);
     }
 }
 
@@ -336,10 +248,10 @@ static _Noreturn void run_inside(struct invocation *asked, const struct caller *
 void refuse_user_namespace(void)
 {
     static char text[4096];
-    unsigned long first, outside, count;
+    char *rest = text;
     struct stat status;
-    small_file("/proc/self/uid_map", text, sizeof text);
-    bool mapped = sscanf(text, "%lu %lu %lu", &first, &outside, &count) != 3 || first || outside || count != 4294967295;
+    small_file("/proc/self/uid_map", text, sizeof text); /* first, first outside, count: all ids, mapped to themselves */
+    bool mapped = strtoul(rest, &rest, 10) != 0 || strtoul(rest, &rest, 10) != 0 || strtoul(rest, &rest, 10) != 4294967295;
     if (stat("/proc/self/ns/user", &status) == 0 ? status.st_ino != FIRST_USER_NAMESPACE : mapped)
         die("no privilege: this is a user namespace (unshare -U, rootless container); run shifter outside of it");
 }
@@ -366,7 +278,7 @@ _Noreturn void run_without_privilege(int argc, char **argv, struct caller *calle
         die("no privilege: no_new_privs is set for this process (by a container, a sandbox or a service manager), so no setuid program works");
     refuse_user_namespace();
     const char *tracer = strstr(small_file("/proc/self/status", text, sizeof text), "TracerPid:");
-    if (tracer && atoi(tracer + strlen("TracerPid:")) != 0)
+    if (tracer && strtol(tracer + strlen("TracerPid:"), NULL, 10) != 0)
         die("no privilege: a debugger or strace of an ordinary user traces this process, so the kernel ignores the setuid bit");
     if (stat("/proc/self/exe", &status) == 0 && (status.st_uid != 0 || !(status.st_mode & S_ISUID)))
         die("no privilege: %s is not setuid root any more (mode %04o, uid %u); run, as root: make install", path, (unsigned)(status.st_mode & 07777), (unsigned)status.st_uid);

@@ -7,7 +7,8 @@ from typing import IO, Any
 from shifter.errors import ImageError
 from shifter.linux.identity import Identity
 
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+"""What a tool gets, and where it is found: nothing of the caller's, who may be root by sudo with a PATH of a user's."""
 
 
 class Helper:
@@ -36,7 +37,7 @@ class Helper:
             stdout=self._said,
             stderr=self._said,
             cwd="/",
-            env={"PATH": _PATH, "LC_ALL": "C.UTF-8"} | (environment or {}),
+            env=ENVIRONMENT | (environment or {}),
             start_new_session=True,
         )
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO, cast
 
 from shifter.errors import ImageError
+from shifter.images import helper
 from shifter.images.tree import DIRECTORY, FILE, SYMLINK, Node, Tree
 
 CHUNK = 1 << 20
@@ -206,7 +207,12 @@ def _decompressed(raw: IO[bytes], advance: Advance) -> Iterator[IO[bytes]]:
 @contextmanager
 def _zstd(raw: IO[bytes]) -> Iterator[IO[bytes]]:
     process = subprocess.Popen(
-        ["zstd", "-dc", "--quiet"], stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
+        ["zstd", "-dc", "--quiet"],
+        stdin=raw,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env=helper.ENVIRONMENT,
     )
     assert process.stdout is not None
     try:

@@ -1,4 +1,4 @@
-"""Records and the site file: what the builder promises a door. Written here, checked by the door (door/record.c).
+"""Records and the site file: what the builder promises a door. Written here, checked by the door (door/fields.c).
 
 Part of the build path.
 """
@@ -16,13 +16,19 @@ if MYPY:
     from shifter.images.store import Store
     from shifter.udi.host import Watch
 
+_UINT64 = 0xFFFFFFFFFFFFFFFF
+
 
 def watch_field(watch: "Watch") -> "tuple[str, str]":
-    """Return the field for one watch: as whom to stat, the identity of the file (all zero: it must not exist), its path."""
+    """Return the field for one watch: as whom to stat, the identity of the file (all zero: it must not exist), its path.
+
+    Times are modulo 2**64, as the door computes them: a file may be dated before 1970.
+    """
     uid, path, status = watch
     if status is None:
         return "watch", f"{uid}:0:0:0:0:0:{path}"
-    parts = (uid, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    times = (status.st_mtime_ns & _UINT64, status.st_ctime_ns & _UINT64)
+    parts = (uid, status.st_dev, status.st_ino, status.st_size, *times)
     return "watch", ":".join(map(str, parts)) + f":{path}"
 
 

@@ -97,6 +97,18 @@ def test_tar(node: Node, tmp_path: Path, fmt: str, compression: str) -> None:
     assert not left(node)
 
 
+def test_tools_are_not_those_of_the_callers_path(node: Node) -> None:
+    """zstd was looked for, and run as root, by the PATH of whoever called sudo."""
+    for name in ("zstd", "setpriv", "mksquashfs"):
+        node.write(f"/home/alice/bin/{name}", f'#!/bin/sh\necho $0 >> /root/ran\nexec /usr/bin/{name} "$@"\n', 0o755)
+    node.write(
+        "/root/image.tar", subprocess.run(["zstd", "-c"], input=archive(), capture_output=True, check=True).stdout
+    )
+    path = {"PATH": "/home/alice/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    node.shifterimg("import", "/root/image.tar", "docker:t:1", env=path, check=True)
+    assert not node.path("/root/ran").exists()
+
+
 @pytest.mark.parametrize("fmt", ["squashfs", "erofs"])
 def test_what_grants_privilege_is_gone(node: Node, tmp_path: Path, fmt: str) -> None:
     node.mkdir("/root/r")

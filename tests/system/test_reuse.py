@@ -170,6 +170,14 @@ def test_configuration_edited(ready: Node) -> None:
     assert f"{CONF}:1" in done.stderr
 
 
+def test_configuration_dated_before_1970_or_after_2554(ready: Node) -> None:
+    """Such a time did not fit what the door reads: every launch built a UDI, and none was ever entered."""
+    for second in (-1_000_000_000, -1, 20_000_000_000):
+        os.utime(ready.path(CONF), ns=(0, second * 10**9 + 5))
+        assert not joined(launch(ready))
+        assert joined(launch(ready))
+
+
 def test_directory_behind_a_volume_made_again(tiny_node: Node) -> None:
     tiny_node.write("/home/alice/data/file", "old\n", owner="alice")
     volume = "--volume=/home/alice/data:/mnt"
