@@ -1,7 +1,7 @@
 """One run of the builder: read the request, build, answer the door, then sweep what has expired.
 
-Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (an operation that would be executed), and last ``error=``,
-``again=`` (the base was made: ask once more) or ``ok=KEY``. Build path.
+Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (an operation that would be executed),
+and last ``error=``, ``again=`` (the base was made: ask once more) or ``ok=KEY``. Build path.
 """
 
 import _signal  # type: ignore[import-not-found]
