@@ -213,12 +213,14 @@ int run_builder(const struct document *request, int lock, bool verbose, uint64_t
                 if (verbose)
                     say("%6.1f ms  %s", (double)(int64_t)(when - started) / 1e6, value);
             } else if (key_is(field, "plan")) {
-                fprintf(lines, "%s\n", value);
+                if (fprintf(lines, "%s\n", value) < 0)
+                    die("out of memory");
             } else if (key_is(field, "error")) {
                 die("%s", value);
             } else if (key_is(field, "ok") || key_is(field, "again")) {
                 close(logs[0]);
-                fclose(lines);
+                if (fclose(lines) != 0)
+                    die("out of memory");
                 if (key_is(field, "ok") && planned)
                     print_plan(plan, planned);
                 free(plan);
