@@ -411,14 +411,15 @@ static _Noreturn void enter(int namespace, const struct invocation *asked, const
  */
 static _Noreturn void print_own_records(const struct caller *caller)
 {
-    char path[64];
+    char path[64], uid[16];
     char *out = NULL;
     size_t size = 0;
     static struct document record;
     FILE *stream = need(open_memstream(&out, &size));
     raise_privilege();
     int run = open_run();
-    snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
+    snprintf(uid, sizeof uid, "%u", (unsigned)caller->uid);
+    snprintf(path, sizeof path, "udi/%s", uid);
     int list = run < 0 ? -1 : openat(run, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     DIR *entries = list < 0 ? NULL : fdopendir(list);
     const struct dirent *entry;
@@ -426,7 +427,8 @@ static _Noreturn void print_own_records(const struct caller *caller)
         struct stat status;
         int directory = openat(list, entry->d_name, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         int file = directory < 0 ? -1 : document_open(&record, directory, "record", "record");
-        if (file >= 0 && fstat(file, &status) == 0) {
+        const char *owner = file < 0 ? NULL : field_first(&record, "uid"); /* wherever somebody has put it */
+        if (owner && strcmp(owner, uid) == 0 && fstat(file, &status) == 0) {
             int head = fprintf(stream, "%s %lld%c", entry->d_name, (long long)status.st_mtim.tv_sec, 0);
             if (head < 0 || fwrite(record.data, 1, record.size, stream) != record.size)
                 die("out of memory");
@@ -456,14 +458,17 @@ static int take_lock(int run, const struct caller *caller)
         return -1;
     raise_privilege();
     snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
-    mkdirat(run, path, 0700);
-    snprintf(path, sizeof path, "udi/%u/lock", (unsigned)caller->uid);
-    int lock = openat(run, path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    bool there = mkdirat(run, path, 0700) == 0 || errno == EEXIST;
+    int directory = there ? openat(run, path, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    int lock = directory < 0 ? -1 : openat(directory, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fault = errno;
+    if (directory >= 0)
+        close(directory);
     drop_temporarily();
-    if (lock < 0 && errno == ENOENT) /* somebody wiped /run/shifter: the builder makes the base anew */
+    if (lock < 0 && fault == ENOENT) /* somebody wiped /run/shifter: the builder makes the base anew */
         return -1;
     if (lock < 0)
-        die("/run/shifter can't be written: %s", strerror(errno));
+        die("/run/shifter/%s can't be written: %s", path, strerror(fault));
     lock = high(lock);
     while (flock(lock, LOCK_EX) != 0)
         if (errno != EINTR)

@@ -175,16 +175,20 @@ int run_builder(const struct document *request, int lock, bool verbose, uint64_t
     raise_privilege(); /* so that RLIMIT_NPROC of the user does not stop fork(2) */
     pid_t child = fork();
     if (child == 0) {
-        if (fork() == 0) /* the grandchild belongs to init: the user's command gets no child that it did not start */
+        pid_t builder = fork(); /* it belongs to init: the user's command gets no child that it did not start */
+        if (builder == 0)
             exec_builder(requests[0], answers[1], logs[1], lock);
-        _exit(0);
+        _exit(builder < 0 ? errno : 0);
     }
     drop_temporarily();
     if (child < 0)
         die("can't start the builder: %s", strerror(errno));
     close(requests[0]), close(answers[1]), close(logs[1]);
-    while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
     }
+    if (WIFEXITED(status) && WEXITSTATUS(status) != 0)
+        die("can't start the builder: %s", strerror(WEXITSTATUS(status)));
     for (size_t sent = 0; sent < request->size;) {
         ssize_t size = write(requests[1], request->data + sent, request->size - sent);
         if (size <= 0)

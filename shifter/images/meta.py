@@ -12,7 +12,7 @@ line without a colon, is skipped. Keys:
   key given twice, is an error: an image with an ACL that can't be read must not become everybody's.
 * ``ENV_QUOTED``, ``WORKDIR_QUOTED``: the same as a Python string literal. We write it only for values which the plain
   form can't carry (line breaks, blanks or a backslash at the end); C Shifter warns and goes on without that value.
-* Other keys (``USER``, ``VOLUME``) are kept in ``extra``.
+* Other keys (``USER``, ``VOLUME``) are kept in ``extra``. What looks like a misspelt ACL is an error, for the same reason.
 
 Deliberate difference: a backslash at the end of a value is part of the value. C Shifter joins the next line to it, and
 its gateway, which writes values as they are, so loses the next variable. In an ACL a backslash is an error, as above.
@@ -75,9 +75,11 @@ def parse(text: str, where: str = "image metadata") -> Meta:
         if line.startswith("#"):
             continue
         key, colon, value = line.partition(":")
-        if not colon:
-            continue
         try:
+            if "ACL" in key.upper() and (not colon or key.strip(_BLANKS) not in ("USERACL", "GROUPACL")):
+                raise FormatError(f"an ACL is USERACL: or GROUPACL:, not {line[:40]!a}")
+            if not colon:
+                continue
             _assign(meta, key.strip(_BLANKS), value.strip(_BLANKS))
         except FormatError as error:
             raise ImageError(f"{where} line {index}") from error

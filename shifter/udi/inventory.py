@@ -7,7 +7,7 @@ import os
 
 from shifter import config as configuration
 from shifter import fields
-from shifter.errors import AccessError, ShifterError
+from shifter.errors import AccessError, FormatError, ShifterError
 from shifter.linux import syscalls
 from shifter.udi import image_mounts, pins, reap, records
 
@@ -84,15 +84,21 @@ def udis(path: "str | None" = None) -> "list[Udi]":
 
 
 def own_udis(data: bytes) -> "list[Udi]":
-    """Return the UDIs in *data*, which the door printed for its caller: key, last use and record of each."""
+    """Return the UDIs in *data*, which the door printed for its caller: key, last use and record of each.
+
+    A record that can't be read is left out, as root's list does it: no launch uses it, and the reaper takes it down.
+    """
     found = []
     by_root = processes_by_root()
     for block in data.split(b"\0end=record\0"):
         if not block:
             continue
         head, _, rest = block.partition(b"\0")
-        key, used = head.decode("ascii").split(" ")
-        record = records.Record(key, fields.decode(rest + b"\0end=record\0", "record"), float(used))
+        key, _, used = head.decode("utf-8", "surrogateescape").rpartition(" ")
+        try:
+            record = records.Record(key, fields.decode(rest + b"\0end=record\0", "record"), fields.number(used, "used"))
+        except FormatError:
+            continue
         found.append(Udi(record, by_root.get(record.get("root"), []), None))
     return found
 

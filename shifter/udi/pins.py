@@ -169,11 +169,11 @@ def _is_our_mount() -> bool:
 
 def _read(path: str) -> bytes:
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    data = b""
+    data = bytearray()
     while block := posix.read(fd, 65536):
         data += block
     posix.close(fd)
-    return data
+    return bytes(data)
 
 
 def _make_store_namespace(run: int) -> None:

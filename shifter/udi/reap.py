@@ -8,7 +8,7 @@ import posix
 import time
 
 from shifter import _build
-from shifter.linux import syscalls
+from shifter.linux import paths, syscalls
 from shifter.udi import image_mounts, pins, records
 
 MYPY = False
@@ -63,7 +63,7 @@ class Reaper:
         """Reap the UDIs of one user; return the image keys that the remaining ones use."""
         directory = f"{pins.UDIS}/{uid}"
         try:
-            if not uid.isdigit():
+            if not uid.isdigit() or not paths.is_directory(posix.stat(directory, follow_symlinks=False).st_mode):
                 raise NotADirectoryError
             lock = posix.open(
                 f"{directory}/lock", posix.O_CREAT | posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600

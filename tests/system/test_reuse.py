@@ -431,7 +431,9 @@ def test_builder_killed_at_random_moments(
                 os.kill(pid, signal.SIGKILL)
         (end,) = finish([child])
         if end.returncode == 125:
-            found = re.fullmatch(r"shifter: the builder was ended while (.+): it took longer .*", end.stderr.splitlines()[-1])
+            found = re.fullmatch(
+                r"shifter: the builder was ended while (.+): it took longer .*", end.stderr.splitlines()[-1]
+            )
             assert found, end.stderr
             steps[found[1]] += 1
             assert "Traceback" not in end.stderr
