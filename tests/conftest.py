@@ -133,9 +133,6 @@ COUNTS = {
     "killed builders": (12, 200),
     "rounds of 64 at once": (1, 30),
     "wipes": (6, 60),
-    "killed system calls": (7, 10**6),  # all there are
-    "failing system calls": (2, 10**6),
-    "killed system calls of gc": (10, 10**6),
 }
 
 

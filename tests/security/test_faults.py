@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import node as nodes
+from tests.conftest import SOAK
 from tests.node import PREFIX, Node
 
 RUN = "/run/shifter"
@@ -43,10 +44,10 @@ NOT_INJECTED = ("execve", "exit_group", "exit", "rt_sigreturn")
 
 
 class Call(NamedTuple):
-    """The *count*-th system call *name* of a process; *main*: it is the program's first process that gets there first."""
+    """The *nth* system call *name* of a process; *main*: it is the program's first process that gets there first."""
 
     name: str
-    count: int
+    nth: int
     main: bool
 
 
@@ -71,10 +72,12 @@ def calls(trace: str, begin: str) -> tuple[list[Call], list[Call]]:
     return python, list(found.values())[len(python) :]
 
 
-def sample(found: list[Call], count: int) -> list[Call]:
-    """Return at most *count* of *found* at even distances, other ones every day."""
+def sample(found: list[Call], count: int, shift: int = 0) -> list[Call]:
+    """Return all of *found*; without SHIFTER_SOAK at most *count*, at even distances, other ones every day."""
+    if SOAK:
+        return found
     step = -(-len(found) // count)
-    return found[datetime.date.today().toordinal() % step :: step]
+    return found[(datetime.date.today().toordinal() + shift) % step :: step]
 
 
 class Faults:
@@ -82,12 +85,15 @@ class Faults:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        node.conf(udiBuildTimeout=30)
         node.write(f"{DIRECTORY}/wrapper", WRAPPER, 0o755)
         node.write(f"{DIRECTORY}/python", "", 0o755)
         node.write("/srv/data/file", "data\n")
-        node.run(f"mount --bind {PYTHON} {DIRECTORY}/python", check=True)
-        node.run(f"mount --bind {DIRECTORY}/wrapper {PYTHON}", check=True)
+        # Private, or the wrapper would also cover what it executes where mounts are shared.
+        real = f"mount --bind {PYTHON} {DIRECTORY}/python && mount --make-private {DIRECTORY}/python"
+        node.run(f"{real} && mount --bind {DIRECTORY}/wrapper {PYTHON}", check=True)
         self.mounts = Counter(mount.key for mount in node.mounts())
+        self.elsewhere = {pid: {mount.key for mount in node.mounts(pid)} for pid in node.slaves}
         self.processes = {process.pid for process in node.processes()}
         self.volume: list[str] = []
         self.trace = ""
@@ -106,7 +112,7 @@ class Faults:
 
     def fault(self, kind: str, call: Call, what: str) -> tuple[int, str, str]:
         """Launch; *call* of the builder of *kind* gets *what* injected."""
-        inject = f"-e inject={call.name}:{what}:when={call.count}"
+        inject = f"-e inject={call.name}:{what}:when={call.nth}"
         return self.launch(kind, f"-e trace={call.name},write {inject}")
 
     def hit(self) -> bool:
@@ -134,8 +140,8 @@ class Faults:
         own = {RUN, f"{RUN}/store", *(f"{udi}/ns" for udi in udis)}
         found += [mount for mount, number in (here - self.mounts).items() if mount[0] not in own or number > 1]
         found += [f"gone: {mount}" for mount in self.mounts - here]
-        for slave in node.slaves:
-            there = {mount.key for mount in node.mounts(slave)} - node._base[slave]
+        for pid, before in self.elsewhere.items():
+            there = {mount.key for mount in node.mounts(pid)} - before
             found += [f"elsewhere: {mount}" for mount in there if mount[0] != RUN]
         images = [mount.target for mount in node.store_mounts()[1:]]
         found += [f"image without its lock file: {path}" for path in images if f"{RUN}/images{path}" not in files]
@@ -144,11 +150,19 @@ class Faults:
             found += loops
         return found + self.strays()
 
+    def gc(self, everything: str, before: str = ":") -> None:
+        """What `shifterctl gc` does, without the time that its command line takes to load, which is most of it."""
+        code = f"from shifter.udi import inventory; inventory.collect('{nodes.CONF}', {everything})"
+        code = f"import sys; sys.path.append('{PREFIX}/libexec/shifter/python'); {code}"
+        done = self.node.run(f"{before}; exec {DIRECTORY}/python -I -S -B -c {shlex.quote(code)}")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
     def collect(self) -> None:
         """One `shifterctl gc`, after which nothing is left over. Files being written have a minute's grace: it is over."""
-        old = f"[ ! -d {RUN} ] || find {RUN} -xdev -maxdepth 1 -name 'site.*' -exec touch -d '2 minutes ago' {{}} +"
-        done = self.node.run(f"{old}; exec {PREFIX}/bin/shifterctl gc")
-        assert (done.returncode, done.stderr) == (0, "")
+        self.gc(
+            "False",
+            f"[ ! -d {RUN} ] || find {RUN} -xdev -maxdepth 1 -name 'site.*' -exec touch -d '2 minutes ago' {{}} +",
+        )
         assert nodes._until(self.debris, 10) == []
 
     def nothing(self) -> None:
@@ -158,8 +172,7 @@ class Faults:
 
     def base(self) -> None:
         """/run/shifter with no UDI and no image."""
-        done = self.node.shifterctl("gc", "--all")
-        assert (done.returncode, done.stderr) == (0, "")
+        self.gc("True")
         if not self.node.exists(f"{RUN}/store"):
             self.image()
             self.base()
@@ -186,6 +199,8 @@ def faults(tiny_node: Node) -> Iterator[Faults]:
     made.node.run(f"umount {PYTHON} && umount {DIRECTORY}/python", check=True)
 
 
+ERRORS = ("ENOMEM", "EIO", "ENOSPC", "EINTR")
+
 STARTS = {
     # Where it starts from: (which builder, with a volume)
     "nothing": ("base", False),
@@ -195,80 +210,90 @@ STARTS = {
 }
 
 
-def prepare(faults: Faults, start: str, count: int, python: bool) -> tuple[str, list[Call], int]:
-    """Go to where it *start*s from; return the kind of builder, which of its calls to spoil, and how many it makes.
-
-    *python*: those by which the interpreter starts are taken like the others; else one in fifty.
-    """
+def prepare(faults: Faults, start: str) -> tuple[str, list[Call], list[Call]]:
+    """Go to where it *start*s from; return the kind of builder, and the calls by which Python starts there, and ours."""
     kind, volume = STARTS[start]
     faults.volume = ["--volume=/srv/data:/mnt"] if volume else []
     getattr(faults, start)()
     assert faults.launch(kind, "-v") == (0, "inside\n", "")
-    starting, own = calls(faults.trace, "read(0, ")
-    chosen = (
-        sample(starting + own, count)
-        if python
-        else sample(starting, min(count, len(starting) // 50)) + sample(own, count)
-    )
-    return kind, chosen, len(starting) + len(own)
+    return kind, *calls(faults.trace, "read(0, ")
+
+
+def all_of(chosen: list[Call], check: Callable[[Call], None]) -> None:
+    """Call *check* for each; what is wrong with one does not hide what is wrong with others."""
+    wrong = []
+    for call in chosen:
+        try:
+            check(call)
+        except AssertionError as error:
+            wrong.append(f"{call}: {error}")
+    assert not wrong, f"{len(wrong)} of {len(chosen)}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("start", STARTS)
-def test_builder_killed_at_every_system_call(
-    faults: Faults, start: str, counts: dict[str, int], finding: Callable[[str], None]
-) -> None:
-    kind, chosen, total = prepare(faults, start, counts["killed system calls"], start == "image")
+def test_builder_killed_at_every_system_call(faults: Faults, start: str, finding: Callable[[str], None]) -> None:
+    kind, python, own = prepare(faults, start)
+    # How Python starts does not depend on what there is.
+    chosen = sample(own, 4) + (sample(python, 2) if start == "image" else python[:: len(python) // 5] if SOAK else [])
     said: Counter[str] = Counter()
     missed = []
-    for call in chosen:
+
+    def check(call: Call) -> None:
         getattr(faults, start)()
         status, out, err = faults.fault(kind, call, "signal=KILL")
-        where = (call, status, out, err)
         if not faults.hit():
             missed.append(call)
         if (faults.hit() and call.main and not faults.answered()) or status:
-            assert (status, out) == (125, ""), where
+            assert (status, out) == (125, ""), err
             # Only one that is not the first process leaves somebody who can say more.
-            assert re.fullmatch(KILLED if call.main else r"shifter: [^\n]+\n", err), where
+            assert re.fullmatch(KILLED if call.main else r"shifter: [^\n]+\n", err), err
         else:
-            assert (out, err) == ("inside\n", ""), where
+            assert (out, err) == ("inside\n", "")
         faults.collect()
-        assert faults.launch() == (0, "inside\n", ""), where
+        assert faults.launch() == (0, "inside\n", "")
         said[err.partition(" while ")[2].partition(":")[0] or err.strip() or "worked"] += 1
+
+    all_of(chosen, check)
     # Threads and fast children are not always as fast, and wait for each other with futex(2) or not.
     assert all(not call.main or call.name == "futex" for call in missed), missed
     text = ", ".join(f"{what} {number}" for what, number in said.most_common())
-    finding(f"{len(chosen)} of {total} system calls, SIGKILL at each ({len(missed)} not reached again): {text}")
+    finding(
+        f"{len(chosen)} of {len(python) + len(own)} system calls, SIGKILL at each ({len(missed)} not reached again): {text}"
+    )
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("start", ("nothing", "base"))
-@pytest.mark.parametrize("error", ("ENOMEM", "EIO", "ENOSPC", "EINTR"))
-def test_builder_whose_system_calls_fail(
-    faults: Faults, start: str, error: str, counts: dict[str, int], finding: Callable[[str], None]
-) -> None:
-    kind, chosen, total = prepare(faults, start, counts["failing system calls"], start == "base")
-    said: Counter[str] = Counter()
-    for call in chosen:
-        getattr(faults, start)()
-        status, out, err = faults.fault(kind, call, f"error={error}")
-        where = (call, status, out, err)
-        if status:
-            assert (status, out) == (125, ""), where
-            assert re.fullmatch(r"shifter: [^\n]+\n", err), where
-            assert not re.search("internal error|Traceback|<no Python frame>|: [A-Za-z]+Error", err), where
-            said["refused"] += 1
-        else:
-            assert (out, err) == ("inside\n", ""), where
-            said["worked"] += 1
-        faults.collect()
-        assert faults.launch() == (0, "inside\n", ""), where
-    finding(f"{len(chosen)} of {total} system calls, {error} from each: {dict(said)}")
+def test_builder_whose_system_calls_fail(faults: Faults, start: str, finding: Callable[[str], None]) -> None:
+    kind, python, own = prepare(faults, start)
+    for number, error in enumerate(ERRORS):
+        chosen = sample(own, 2, number)
+        if SOAK and start == "base":
+            chosen += python if error == "ENOMEM" else python[:: len(python) // 20]
+        # A wake-up that gets lost is nothing that the kernel does; the builder would hang until udiBuildTimeout.
+        chosen = [call for call in chosen if call.name != "futex"]
+        said: Counter[str] = Counter()
+
+        def check(call: Call, error: str = error, said: Counter[str] = said) -> None:
+            getattr(faults, start)()
+            status, out, err = faults.fault(kind, call, f"error={error}")
+            if status:
+                assert (status, out) == (125, ""), err
+                assert re.fullmatch(r"shifter: [^\n]+\n", err), err
+                assert not re.search("internal error|Traceback|<no Python frame>|was ended|: [A-Za-z]+Error", err), err
+            else:
+                assert (out, err) == ("inside\n", "")
+            faults.collect()
+            assert faults.launch() == (0, "inside\n", "")
+            said["refused" if status else "worked"] += 1
+
+        all_of(chosen, check)
+        finding(f"{len(chosen)} of {len(python) + len(own)} system calls, {error} from each: {dict(said)}")
 
 
 @pytest.mark.soak
-def test_gc_killed_at_every_system_call(faults: Faults, counts: dict[str, int], finding: Callable[[str], None]) -> None:
+def test_gc_killed_at_every_system_call(faults: Faults, finding: Callable[[str], None]) -> None:
     node = faults.node
     gc = f"{DIRECTORY}/python -I {PREFIX}/bin/shifterctl gc"
 
@@ -291,11 +316,10 @@ def test_gc_killed_at_every_system_call(faults: Faults, counts: dict[str, int], 
     assert len(report.splitlines()) == 5, report
     trace = node.read(f"{DIRECTORY}/trace")
     starting, own = calls(trace, "setns(")
-    count = counts["killed system calls of gc"]
-    chosen = sample(starting, min(count, len(starting) // 50)) + sample(own, count)
+    chosen = starting[:: len(starting) // 20 if SOAK else len(starting)] + sample(own, 4)
     for call in chosen:
         something_to_do()
-        inject = f"{call.name}:signal=KILL:when={call.count}"
+        inject = f"{call.name}:signal=KILL:when={call.nth}"
         strace(f"-e trace={shlex.quote(call.name)} -e inject={inject}")
         assert "killed by SIGKILL" in node.read(f"{DIRECTORY}/trace"), call
         faults.collect()
