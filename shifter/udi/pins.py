@@ -291,16 +291,17 @@ def write_file(path: str, data: bytes) -> None:
         temporary, posix.O_CREAT | posix.O_TRUNC | posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
     )
     try:
-        view = memoryview(data)
-        while view:
-            view = view[posix.write(fd, view) :]
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[posix.write(fd, view) :]
+        finally:
+            posix.close(fd)
+        try:
+            posix.rename(temporary, path)
+        except IsADirectoryError:
+            remove(path)
+            posix.rename(temporary, path)
     except OSError as error:
         posix.unlink(temporary)
         raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        posix.close(fd)
-    try:
-        posix.rename(temporary, path)
-    except IsADirectoryError:
-        remove(path)
-        posix.rename(temporary, path)
