@@ -96,14 +96,25 @@ def podman() -> list[str]:
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def ours(image_format: str) -> Callable[[], list[str]]:
-    """The command in the image of one format."""
-    return lambda: common.ours(image_format, TRUE)
+def ours(image_format: str, volumes: int = 0) -> Callable[[], list[str]]:
+    """The command in the image of one format, with so many directories of the user's as volumes."""
+
+    def set_up() -> list[str]:
+        for number in range(volumes):
+            run("install", "-d", "-o", UID, f"/home/volumes/{number}")
+        return with_volumes(common.ours(image_format, TRUE), volumes)
+
+    return set_up
 
 
-def warm() -> None:
+def with_volumes(command: list[str], volumes: int) -> list[str]:
+    """The command with so many volumes, each on a mount point that the image lacks."""
+    return [*command[:-1], *(f"--volume=/home/volumes/{n}:/data/{n}" for n in range(volumes)), command[-1]]
+
+
+def warm(volumes: int = 0) -> None:
     """Leave the UDI built and pinned."""
-    launch(common.ours("squashfs", TRUE))
+    launch(with_volumes(common.ours("squashfs", TRUE), volumes))
 
 
 def only_image() -> None:
@@ -133,6 +144,8 @@ ROWS = (
     Row("native", "native true", native),
     Row("repeated", "Shifter, repeated", ours("squashfs"), warm, image="squashfs"),
     Row("first-mounted", "Shifter, first, image mounted", ours("squashfs"), only_image, image="squashfs"),
+    Row("repeated-10", "Shifter, repeated, 10 volumes", ours("squashfs", 10), lambda: warm(10), image="squashfs"),
+    Row("first-30", "Shifter, first, image mounted, 30 volumes", ours("squashfs", 30), only_image, image="squashfs"),
     Row("first-squashfs", "Shifter, first, not mounted, squashfs zstd", ours("squashfs"), nothing, image="squashfs"),
     Row("first-erofs", "Shifter, first, not mounted, EROFS", ours("erofs"), nothing, image="erofs"),
     Row("first-directory", "Shifter, first, directory", ours("directory"), nothing, image="directory"),
@@ -160,6 +173,7 @@ BUDGETS: tuple[Budget, ...] = (
     ("first launch, not mounted, EROFS / SquashFUSE gzip", "first-erofs", "ch-run-gzip", 1.0),
     ("64 at once, one user, from nothing / 64 SquashFUSE gzip", "64-one", "64-gzip", 0.25),
     ("repeated / native", "repeated", "native", 2.2),
+    ("repeated, 10 volumes / without", "repeated-10", "repeated", 1.5),
 )
 
 
@@ -240,6 +254,9 @@ def budgets(middle: dict[str, float]) -> list[str]:
     for text, key, reference, limit in BUDGETS:
         if key in middle and reference in middle:
             lines.append(f"| {text} | {limit} | {ratio(middle, key, reference)} |")
+    if "first-30" in middle and "first-mounted" in middle:
+        each = (middle["first-30"] - middle["first-mounted"]) / 30
+        lines.append(f"| first launch, image mounted: milliseconds for each of 30 volumes | 0.15 | {each:.3f} |")
     peers = {row.title: middle[row.key] for row in ROWS if row.key in middle and row.processes == 1 and not row.image}
     peers.pop(ROWS[0].title, None)
     if peers and "repeated" in middle:

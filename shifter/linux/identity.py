@@ -27,7 +27,8 @@ class Identity:
         if self.uid == 0:
             return self
         self._own_groups = posix.getgroups()
-        posix.setgroups(list(self.groups))
+        if self._own_groups != list(self.groups):
+            posix.setgroups(list(self.groups))
         syscalls.setfsgid(self.gid)
         syscalls.setfsuid(self.uid)
         if current() != (self.uid, self.gid) or sorted(posix.getgroups()) != sorted(self.groups):
@@ -41,7 +42,8 @@ class Identity:
             return
         syscalls.setfsuid(posix.geteuid())
         syscalls.setfsgid(posix.getegid())
-        posix.setgroups(self._own_groups)
+        if self._own_groups != list(self.groups):
+            posix.setgroups(self._own_groups)
         if current() != (posix.geteuid(), posix.getegid()):
             raise BuildError("the builder could not take its own identity back")
 

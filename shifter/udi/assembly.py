@@ -68,9 +68,12 @@ class Assembly:
             raise BuildError(f"{path!r} is not inside the UDI")
         return path[len("/udi") :] or "/"
 
-    def make_directory(self, path: str, mode: int = 0o755) -> None:
-        """Make the directory *path* and its missing parents on the root tmpfs; an existing one stays as it is."""
-        current = posix.dup(self.root)
+    def make_directory(self, path: str, mode: int = 0o755, below: int = -1) -> None:
+        """Make the directory *path* and its missing parents on the root tmpfs; an existing one stays as it is.
+
+        *below*: a descriptor of the directory to begin at, instead of the root.
+        """
+        current = posix.dup(self.root if below < 0 else below)
         try:
             for name in filter(None, path.split("/")):
                 try:

@@ -14,6 +14,10 @@ from shifter.linux.identity import Identity
 from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
 from shifter.udi.plan import Operation
 
+MYPY = False
+if MYPY:
+    from collections.abc import Collection
+
 MAX_LINKS = 40
 """Symbolic links to nothing that are followed on the way to a mount point; as many as the kernel follows."""
 
@@ -88,7 +92,7 @@ class MountPoints(Operation):
 
     KIND = "mount-points"
 
-    def __init__(self, binds: "list[Bind]", reserved: "list[str]") -> None:
+    def __init__(self, binds: "list[Bind]", reserved: "set[str]") -> None:
         super().__init__(" ".join(bind.path for bind in binds), "siteFs and volumes")
         self.binds = binds
         self.reserved = reserved
@@ -99,17 +103,18 @@ class MountPoints(Operation):
 
     def execute(self, assembly: Assembly) -> None:
         covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
-        for index, bind in enumerate(self.binds):
-            if any(is_below(bind.path, earlier.path) for earlier in self.binds[:index]):
-                continue  # in what the earlier one shows, or on it
+        targets: set[str] = set()
+        missing: list[Bind] = []
+        for user in dict.fromkeys(bind.user for bind in self.binds):
+            with user or ROOT:  # one change of identity for all: it costs as much as a mount
+                for bind in self.binds:
+                    if bind.user is user and not ancestor_in(bind.path, targets):
+                        targets.add(bind.path)
+                        if not _exists(assembly, bind):
+                            missing.append(bind)
+        for bind in missing:
             self.reason = bind.reason  # what a failure is blamed on
-            try:
-                with bind.user or ROOT:
-                    posix.close(assembly.open(bind.path))
-            except FileNotFoundError:
-                self._make(assembly, bind, covers)
-            except OSError as error:
-                raise BuildError(f"{bind.path} {unreachable(error)}") from None
+            self._make(assembly, bind, covers)
         for where in sorted(covers):  # a parent before what is below it, which it would hide
             lower, parts = covers[where]
             assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
@@ -123,20 +128,32 @@ class MountPoints(Operation):
             refuse_reserved(path, bind.path)
         else:
             refuse_site(path, bind.path)
-        if any(is_below(where, other) for other in self.reserved):
+        if ancestor_in(where, self.reserved):
             if bind.user is None:
                 raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
-        elif any(is_below(path, other.path) for other in self.binds if other is not bind):
+        elif ancestor_in(path, {other.path for other in self.binds if other is not bind}):
             pass  # what will be mounted there hides what could be made here
         elif posix.fstat(parent).st_dev == assembly.root_device:
-            assembly.make_directory(path if bind.directory else path.rpartition("/")[0] or "/")
-            if not bind.directory:
+            directory, _, name = ("", "", "") if bind.directory else rest.rpartition("/")
+            assembly.make_directory(rest if bind.directory else directory, below=parent)
+            if name:
                 assembly.make_file(path)
         elif where in covers:
             covers[where][1].append((rest, bind.directory))
         else:
             covers[where] = (posix.dup(parent), [(rest, bind.directory)])
         posix.close(parent)
+
+
+def _exists(assembly: Assembly, bind: Bind) -> bool:
+    """Return whether the target of *bind* is there, as far as the one who asks for it may see. Raises BuildError."""
+    try:
+        posix.close(assembly.open(bind.path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise BuildError(f"{bind.path} {unreachable(error)} ({bind.reason})") from None
+    return True
 
 
 def nearest(assembly: Assembly, target: str, reader: Identity) -> "tuple[int, str]":
@@ -245,9 +262,13 @@ def refuse_site(resolved: str, asked: str) -> None:
         raise BuildError(f"{asked} is a symbolic link of the image to {resolved}, which can't be a target: {reason}")
 
 
-def is_below(path: str, ancestor: str) -> bool:
-    """True if *path* is *ancestor* or below it, by components; both without repeated or trailing slashes."""
-    return path == ancestor or ancestor == "/" or path.startswith(ancestor.rstrip("/") + "/")
+def ancestor_in(path: str, targets: "Collection[str]") -> "str | None":
+    """Return the nearest of *targets* that is *path* or above it, by components; None if there is none."""
+    while path not in targets:
+        if path == "/":
+            return None
+        path = path.rpartition("/")[0] or "/"
+    return path
 
 
 def parents_first(binds: "list[Bind]") -> "list[Bind]":

@@ -218,7 +218,7 @@ class Builder:
             )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if site or users:
-            operations.append(binds.MountPoints([*site, *users], [bind.path for bind in system] + ["/proc"]))
+            operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
         return [*operations, *site, *users]
 
     def _proc_options(self) -> "dict[str, str | None]":

@@ -13,7 +13,7 @@ from shifter.errors import AccessError, BuildError, ShifterError, UsageError
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import Identity
 from shifter.udi.assembly import ROOT_ATTRIBUTES
-from shifter.udi.binds import Bind, clone_for_udi, is_below, parents_first
+from shifter.udi.binds import Bind, ancestor_in, clone_for_udi, parents_first
 
 MYPY = False
 if MYPY:
@@ -44,6 +44,7 @@ class Sources:
         self.watches: "list[Watch]" = []
         self.volumes = [volume for text in texts for volume in volumes.parse_user(text)]
         self._absent: volumes.UserVolume | None = None
+        self._site = {_plain(mount.target): mount for mount in config.siteFs}
         if len(self.volumes) > MAX_VOLUMES:
             raise UsageError(f"volume: {len(self.volumes)} of them; at most {MAX_VOLUMES} are possible")
         targets: dict[tuple[str, ...], volumes.UserVolume] = {}
@@ -72,16 +73,16 @@ class Sources:
     def users(self) -> "list[Bind]":
         """Open and clone the user's volumes: recursively, so that nothing which a mount hides is uncovered."""
         binds: list[Bind] = []
-        seen: set[volumes.UserVolume] = set()
-        for volume in self.volumes:
-            if volume in seen:
-                continue
-            seen.add(volume)
-            found = self._find(volume)
-            if found is None:
+        found = []
+        with self.user:  # one change of identity for all: it costs as much as a mount
+            for volume in dict.fromkeys(self.volumes):
+                found.append((volume, self._find(volume)))
+        for volume, place in found:
+            if place is None:
                 self._absent = self._absent or volume
                 continue
-            source, directory, path, origin = found
+            source, path, origin = place
+            directory = self._is_directory(source, path, "volume", BuildError)
             attributes = ROOT_ATTRIBUTES | (syscalls.MOUNT_ATTR_RDONLY if "ro" in volume.flags else 0)
             try:
                 clone = clone_for_udi(source, True, self._slave(), attributes)
@@ -158,34 +159,31 @@ class Sources:
             return False
         return "slave" in flags or self.config.mountPropagationStyle == "slave"
 
-    def _find(self, volume: volumes.UserVolume) -> "tuple[int, bool, str, str] | None":
-        """Return (descriptor, is a directory, path on the node, where it was found) of a source; None if it is nowhere.
+    def _find(self, volume: volumes.UserVolume) -> "tuple[int, str, str] | None":
+        """Open a volume's source; called as the user. Returns (descriptor, path on the node, where it was found), or None.
 
         What the site mounts into every UDI comes first, as in C Shifter, whose users name paths as they see them inside.
         """
         self.step(f"opening volume {volume.source} as the user")
         asked = _plain(volume.source)
-        mounts = [mount for mount in self.config.siteFs if is_below(asked, _plain(mount.target))]
-        mount = max(mounts, key=lambda mount: len(volumes.components(mount.target)), default=None)
-        if mount is not None and _plain(mount.target) != _plain(mount.source):
-            rest = asked[len(_plain(mount.target).rstrip("/")) :].lstrip("/")
+        target = ancestor_in(asked, self._site)
+        if target is not None and target != _plain(self._site[target].source):
+            mount = self._site[target]
+            rest = asked[len(target) :].lstrip("/")
             inside = f"{_plain(mount.source).rstrip('/')}/{rest}".rstrip("/")
             fd = self._open_inside(volume, mount, rest)
             if fd >= 0:
-                directory = self._is_directory(fd, inside, f"volume {volume.source}, on the node", BuildError)
-                return fd, directory, inside, f"found inside, by siteFs at {mount.where}"
+                return fd, inside, f"found inside, by siteFs at {mount.where}"
             self.watches.append((self.user.uid, inside, None))  # it comes first as soon as it is there
         try:
-            with self.user:
-                fd = _open(volume.source, syscalls.RESOLVE_NO_MAGICLINKS)
+            return _open(volume.source, syscalls.RESOLVE_NO_MAGICLINKS), volume.source, "found on the node"
         except FileNotFoundError:
             return None
         except OSError as error:
             raise BuildError(f"volume {volume.source}: {source_fault(error)}") from None
-        return fd, self._is_directory(fd, volume.source, "volume", BuildError), volume.source, "found on the node"
 
     def _open_inside(self, volume: volumes.UserVolume, mount: volumes.SiteMount, rest: str) -> int:
-        """Open *rest* below the source of *mount* as the user; -1 if it is not there.
+        """Open *rest* below the source of *mount*; called as the user; -1 if it is not there.
 
         A link may not leave that source: inside it would lead to another place than on the node.
         """
@@ -193,12 +191,11 @@ class Sources:
         if "rec" not in mount.flags:
             resolve |= syscalls.RESOLVE_NO_XDEV
         try:
-            with self.user:
-                base = _open(mount.source, syscalls.RESOLVE_NO_MAGICLINKS)
-                try:
-                    return _open(rest or ".", resolve, base)
-                finally:
-                    posix.close(base)
+            base = _open(mount.source, syscalls.RESOLVE_NO_MAGICLINKS)
+            try:
+                return _open(rest or ".", resolve, base)
+            finally:
+                posix.close(base)
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
