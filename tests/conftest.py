@@ -133,6 +133,7 @@ COUNTS = {
     "killed builders": (12, 200),
     "rounds of 64 at once": (1, 30),
     "wipes": (6, 60),
+    "fuzzed inputs": (250_000, 12_500_000),
 }
 
 
