@@ -77,7 +77,8 @@ def _unpack_ahead(mount: int) -> None:
         _thread.start_new_thread(_read_ahead, (posix.dup(mount), ready))
     except RuntimeError:  # no thread to be had: the program reads for itself
         return
-    ready.acquire()
+    while not ready.acquire(True, 0.05) and _thread._count():
+        pass  # a thread that gets no memory ends without a word
 
 
 def _read_ahead(mount: int, ready: "_thread.LockType") -> None:
