@@ -352,15 +352,18 @@ def test_gc_killed_at_every_system_call(faults: Faults, finding: Callable[[str],
     trace = node.read(f"{DIRECTORY}/trace")
     starting, own = calls(trace, "setns(")
     chosen = starting[:: len(starting) // 20 if SOAK else len(starting)] + sample(own, 4)
-    for call in chosen:
+
+    def check(call: Call) -> None:
         something_to_do()
         inject = f"{call.name}:signal=KILL:when={call.nth}"
         strace(f"-e trace={shlex.quote(call.name)} -e inject={inject}")
-        assert "killed by SIGKILL" in node.read(f"{DIRECTORY}/trace"), call
+        assert "killed by SIGKILL" in node.read(f"{DIRECTORY}/trace")
         faults.collect()
         left = node.run(f"find {RUN} -xdev -mindepth 2 ! -name lock ! -path '{RUN}/udi/500[12]'", check=True).stdout
-        assert left == "", call
-        assert len(node.store_mounts()) == 1, call
+        assert left == ""
+        assert len(node.store_mounts()) == 1
+
+    all_of(chosen, check)
     faults.volume = []
     assert faults.launch() == (0, "inside\n", "")
     finding(f"{len(chosen)} of {len(starting) + len(own)} system calls of gc, SIGKILL at each")
