@@ -238,7 +238,7 @@ def all_of(chosen: list[Call], check: Callable[[Call], None]) -> None:
 def test_builder_killed_at_every_system_call(faults: Faults, start: str, finding: Callable[[str], None]) -> None:
     kind, python, own = prepare(faults, start)
     # How Python starts does not depend on what there is.
-    chosen = sample(own, 4) + (sample(python, 2) if start == "image" else python[:: len(python) // 5] if SOAK else [])
+    chosen = sample(own, 3) + (sample(python, 2) if start == "image" else python[:: len(python) // 5] if SOAK else [])
     said: Counter[str] = Counter()
     missed = []
 
@@ -271,7 +271,7 @@ def test_builder_killed_at_every_system_call(faults: Faults, start: str, finding
 def test_builder_whose_system_calls_fail(faults: Faults, start: str, finding: Callable[[str], None]) -> None:
     kind, python, own = prepare(faults, start)
     for number, error in enumerate(ERRORS):
-        chosen = sample(own, 2, number)
+        chosen = sample(own, 1, number)
         if SOAK and start == "base":
             chosen += python if error == "ENOMEM" else python[:: len(python) // 20]
         chosen = [call for call in chosen if call.name not in NEVER_FAIL]
@@ -351,7 +351,7 @@ def test_gc_killed_at_every_system_call(faults: Faults, finding: Callable[[str],
     assert len(report.splitlines()) == 5, report
     trace = node.read(f"{DIRECTORY}/trace")
     starting, own = calls(trace, "setns(")
-    chosen = starting[:: len(starting) // 20 if SOAK else len(starting)] + sample(own, 4)
+    chosen = starting[:: len(starting) // 20 if SOAK else len(starting)] + sample(own, 3)
 
     def check(call: Call) -> None:
         something_to_do()
