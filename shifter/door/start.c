@@ -143,6 +143,11 @@ static _Noreturn void builder_died(int log, const char *step)
         text[--size] = 0;
     char *line = strrchr(text, '\n');
     line = line ? line + 1 : text;
+    char *fatal = strstr(text, "Fatal Python error: "); /* what the interpreter says after it is about its threads */
+    if (fatal) {
+        line = fatal;
+        line[strcspn(line, "\n")] = 0;
+    }
     if (strstr(text, "bad magic number") || strstr(text, "Bad magic number"))
         die("%s is another Python than Shifter was installed for; run: make install", SHIFTER_PYTHON);
     if (!*text)
