@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import Tree
 from tests import node as nodes
 from tests.node import MS_BIND, MS_PRIVATE, MS_REC, MS_REMOUNT, PREFIX, Node, NodeError, mount, mountinfo
 from tests.security.traces import RUN, collect, nothing_left, refused, traces

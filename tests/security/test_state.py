@@ -5,7 +5,6 @@ acts on nothing but what is whole and meant for this launch, and one clean-up la
 """
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 

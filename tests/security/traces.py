@@ -15,7 +15,9 @@ Traces = dict[str, list[object]]
 def traces(node: Node) -> Traces:
     """Everything of Shifter's that can be left on *node*: files, mounts of both namespaces, loop devices, processes."""
     base = node.path(RUN)
-    files = [os.path.relpath(os.path.join(top, name), base) for top, dirs, names in os.walk(base) for name in dirs + names]
+    files = [
+        os.path.relpath(os.path.join(top, name), base) for top, dirs, names in os.walk(base) for name in dirs + names
+    ]
     return {
         "files": sorted(name for name in files if name != "swept"),
         "mounts": sorted((mount.target, mount.fstype) for mount in node.mounts()),
