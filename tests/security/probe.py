@@ -33,10 +33,10 @@ def syscall(number: int, *words: "int | bytes | None") -> int:
     return call(LIBC.syscall(*[ctypes.c_long(w) if isinstance(w, int) else w for w in (number, *words)]))
 
 
-def attempt(what: str, act: "Callable[[], object]") -> None:
+def attempt(what: str, act: "Callable[..., object]", *args: object) -> None:
     """Note *what* if it works."""
     try:
-        act()
+        act(*args)
     except OSError:
         return
     found.append(what)
@@ -55,22 +55,22 @@ def look_at_processes(pids: "dict[str, int]") -> None:
     """Ways from a process of somebody else to its files, its memory and its namespaces."""
     for whose, pid in pids.items():
         for name in ("root", "cwd", "fd", "map_files"):
-            attempt(f"{name} of {whose}", lambda name=name, pid=pid: os.listdir(f"/proc/{pid}/{name}"))
-        attempt(f"run of {whose}", lambda pid=pid: os.listdir(f"/proc/{pid}/root/run"))
+            attempt(f"{name} of {whose}", lambda name, pid: os.listdir(f"/proc/{pid}/{name}"), name, pid)
+        attempt(f"run of {whose}", lambda pid: os.listdir(f"/proc/{pid}/root/run"), pid)
         for name in ("mem", "environ", "ns/mnt", "ns/user", "exe"):
-            attempt(f"{name} of {whose}", lambda name=name, pid=pid: os.open(f"/proc/{pid}/{name}", os.O_RDONLY))
+            attempt(f"{name} of {whose}", lambda name, pid: os.open(f"/proc/{pid}/{name}", os.O_RDONLY), name, pid)
         pidfd = os.pidfd_open(pid)
-        attempt(f"descriptor of {whose}", lambda fd=pidfd: syscall(438, fd, 0, 0))
-        attempt(f"namespace of {whose}", lambda fd=pidfd: fcntl.ioctl(fd, PIDFD_GET_MNT_NAMESPACE, 0))
-        attempt(f"join {whose}", lambda fd=pidfd: call(LIBC.setns(fd, 0x20000)))
+        attempt(f"descriptor of {whose}", lambda fd: syscall(438, fd, 0, 0), pidfd)
+        attempt(f"namespace of {whose}", lambda fd: fcntl.ioctl(fd, PIDFD_GET_MNT_NAMESPACE, 0), pidfd)
+        attempt(f"join {whose}", lambda fd: call(LIBC.setns(fd, 0x20000)), pidfd)
 
 
 def look_at_own_outside(pid: int) -> None:
     """A process of one's own, outside of the UDI, is a way to the node's files, and to nothing that is closed there."""
     for name in ("", "/site", "/store", "/udi", "/udi/5001", "/images"):
         path = f"/proc/{pid}/root/run/shifter{name}"
-        attempt(f"list {path}", lambda path=path: os.listdir(path))
-        attempt(f"open {path}", lambda path=path: os.open(path, os.O_RDONLY))
+        attempt(f"list {path}", lambda path: os.listdir(path), path)
+        attempt(f"open {path}", lambda path: os.open(path, os.O_RDONLY), path)
     attempt("join one's own outside", lambda: call(LIBC.setns(os.open(f"/proc/{pid}/ns/mnt", 0), 0x20000)))
 
 
@@ -91,9 +91,9 @@ def look_at_namespaces(known: "dict[str, list[int]]") -> None:
     for who, (ident, inode) in known.items():
         for inum in (inode, 0):
             handle = struct.pack("IiQII", 16, 0xF1, ident, 0x20000 if inum else 0, inum)
-            attempt(f"{who} by handle", lambda h=handle: call(LIBC.open_by_handle_at(FD_NSFS_ROOT, h, os.O_RDONLY)))
+            attempt(f"{who} by handle", lambda h: call(LIBC.open_by_handle_at(FD_NSFS_ROOT, h, os.O_RDONLY)), handle)
         request = struct.pack("IIQQQ", 32, 0, 2**64 - 1, 0, ident)
-        attempt(f"{who} listed", lambda r=request: syscall(458, r, bytes(8 * 512), 512, 0))
+        attempt(f"{who} listed", lambda r: syscall(458, r, bytes(8 * 512), 512, 0), request)
     request = struct.pack("IIQQQ", 32, 0, 2**64 - 1, 0, 0)
     buffer = ctypes.create_string_buffer(8 * 4096)
     count = call(LIBC.syscall(ctypes.c_long(458), request, buffer, ctypes.c_long(4096), ctypes.c_long(0)))
@@ -109,7 +109,7 @@ def look_at_handles(handles: "dict[str, list[int]]") -> None:
         handle = struct.pack("Ii", len(data), kind) + bytes(data)
         for path in filter(os.path.isdir, ("/", "/mnt", "/tmp", "/etc", "/srv", "/home")):
             directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            attempt(f"{who} by handle in {path}", lambda d=directory, h=handle: call(LIBC.open_by_handle_at(d, h, 0)))
+            attempt(f"{who} by handle in {path}", lambda d, h: call(LIBC.open_by_handle_at(d, h, 0)), directory, handle)
 
 
 def look_at_devices_and_keys(keys: "list[int]") -> None:
@@ -119,8 +119,8 @@ def look_at_devices_and_keys(keys: "list[int]") -> None:
             path = f"{top}/{name}"
             mode = os.lstat(path).st_mode
             if stat.S_ISBLK(mode) or name in ("mem", "kmem", "port", "loop-control"):
-                attempt(f"open {path}", lambda path=path: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-                attempt(f"write {path}", lambda path=path: os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+                attempt(f"open {path}", lambda path: os.open(path, os.O_RDONLY | os.O_NONBLOCK), path)
+                attempt(f"write {path}", lambda path: os.open(path, os.O_WRONLY | os.O_NONBLOCK), path)
     for top, _, names in os.walk("/proc/sys"):
         # ns_last_pid asks for a capability when it is written; user/ is what the own user namespace allows itself.
         names = [name for name in names if name != "ns_last_pid" and top != "/proc/sys/user"]
@@ -130,7 +130,7 @@ def look_at_devices_and_keys(keys: "list[int]") -> None:
             found.append(f"{path} can be written")
     for key in keys:
         for operation in (11, 6, 5, 21):  # READ, DESCRIBE, SETPERM, GET_SECURITY of <linux/keyctl.h>
-            attempt(f"key {operation}", lambda op=operation, key=key: syscall(250, op, key, 0x3F3F3F3F, 0))
+            attempt(f"key {operation}", lambda op, key: syscall(250, op, key, 0x3F3F3F3F, 0), operation, key)
 
 
 def act_on_mounts(nested: bool) -> None:
@@ -140,18 +140,20 @@ def act_on_mounts(nested: bool) -> None:
         for name, flag in (("ro", RDONLY), ("nosuid", NOSUID), ("nodev", NODEV)):
             if name in options.split(","):
                 attr = struct.pack("QQQQ", 0, flag, 0, 0)
-                attempt(f"clear {name} of {path}", lambda p=path, a=attr: syscall(442, AT_FDCWD, p.encode(), 0, a, 32))
-        attempt(f"umount {path}", lambda p=path: call(LIBC.umount2(p.encode(), 8)))
+                attempt(
+                    f"clear {name} of {path}", lambda p, a: syscall(442, AT_FDCWD, p.encode(), 0, a, 32), path, attr
+                )
+        attempt(f"umount {path}", lambda p: call(LIBC.umount2(p.encode(), 8)), path)
         if path != "/":
-            attempt(f"umount -l {path}", lambda p=path: call(LIBC.umount2(p.encode(), 8 | 2)))
+            attempt(f"umount -l {path}", lambda p: call(LIBC.umount2(p.encode(), 8 | 2)), path)
         if covers(path, there):
-            attempt(f"clone {path} alone", lambda p=path: syscall(428, AT_FDCWD, p.encode(), 1))
+            attempt(f"clone {path} alone", lambda p: syscall(428, AT_FDCWD, p.encode(), 1), path)
     attempt("pivot_root", lambda: syscall(155 if os.uname().machine == "x86_64" else 41, b"/tmp", b"/tmp"))
     attempt("new proc", lambda: call(LIBC.mount(b"proc", b"/proc", b"proc", 0, None)))
     attempt("new sysfs", lambda: call(LIBC.mount(b"sysfs", b"/sys", b"sysfs", 0, None)))
     attempt("device", lambda: os.mknod("/tmp/device", 0o666 | stat.S_IFBLK, os.makedev(7, 0)))
     for kind in (b"squashfs", b"erofs", b"ext4"):
-        attempt(f"mount {kind!r}", lambda kind=kind: call(LIBC.mount(b"/dev/loop0", b"/tmp", kind, 1, None)))
+        attempt(f"mount {kind!r}", lambda kind: call(LIBC.mount(b"/dev/loop0", b"/tmp", kind, 1, None)), kind)
     if not nested:
         attempt("fsopen", lambda: syscall(430, b"tmpfs", 0))
         attempt("fspick", lambda: syscall(433, AT_FDCWD, b"/", 0))
