@@ -142,7 +142,7 @@ static _Noreturn void builder_died(int log, const char *step)
     die("the builder failed while %s: %s", step, line);
 }
 
-/* Start the builder and wait for its answer; returns if the UDI, or the base, is there now. */
+/* Start the builder, which gets LOCK, and wait for its answer; returns if the UDI, or the base, is there now. */
 int run_builder(const struct document *request, int lock, bool verbose)
 {
     int requests[2], answers[2], logs[2];
@@ -160,6 +160,8 @@ int run_builder(const struct document *request, int lock, bool verbose)
         _exit(0);
     }
     drop_temporarily();
+    if (lock >= 0) /* only the builder holds it now: a door can be stopped, or wait for its terminal */
+        close(lock);
     if (child < 0)
         die("can't start the builder: %s", strerror(errno));
     close(requests[0]), close(answers[1]), close(logs[1]);
