@@ -130,14 +130,16 @@ class Builder:
                 fd = syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
         except OSError as error:
             raise kind(f"{what} {path}: {source_fault(error)}") from None
-        if syscalls.filesystem_magic(fd) in _FORBIDDEN_SOURCES:
-            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a container")
         try:
+            forbidden = syscalls.filesystem_magic(fd) in _FORBIDDEN_SOURCES
             status = posix.fstat(fd)
         except OSError as error:  # FUSE without allow_other shows nothing to anybody but its owner
-            raise kind(
-                f"{what} {path}: its file system refuses root ({error.strerror}); mount it with allow_other"
-            ) from None
+            hint = (
+                "its file system refuses root ({}); mount it with allow_other" if error.errno == errno.EACCES else "{}"
+            )
+            raise kind(f"{what} {path}: {hint.format(error.strerror)}") from None
+        if forbidden:
+            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a container")
         self.sources.append((status.st_dev, status.st_ino, path))
         return fd
 
