@@ -133,6 +133,9 @@ COUNTS = {
     "killed builders": (12, 200),
     "rounds of 64 at once": (1, 30),
     "wipes": (6, 60),
+    "signalled doors": (15, 300),
+    "frozen doors": (2, 40),
+    "different requests at once": (60, 1000),
 }
 
 

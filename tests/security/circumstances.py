@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import subprocess
@@ -76,7 +77,9 @@ def portrait(pid: int) -> dict[str, object]:
     """Everything that a process has from who started it."""
     proc = Path(f"/proc/{pid}")
     stat = (proc / "stat").read_text().rpartition(")")[2].split()
-    wanted = "Uid Gid Groups Umask SigQ SigPnd ShdPnd SigBlk SigIgn CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
+    wanted = (
+        "Uid Gid Groups Umask SigQ SigPnd ShdPnd SigBlk SigIgn CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
+    )
     wanted += " TracerPid Cpus_allowed THP_enabled CoreDumping"
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
     found: dict[str, object] = {name: status[name] for name in wanted.split() if name in status}
@@ -98,11 +101,15 @@ def portrait(pid: int) -> dict[str, object]:
     return found
 
 
+_number = itertools.count(1)
+
+
 def works(node: Node, *users: str) -> None:
     """Launches of these users, one of each built and one joined, are as ever."""
     for user in users:
+        volume = f"--volume=/home/{user}:/mnt{'/' * (next(_number) % 2000)}"
         for _ in range(2):
-            done = node.shifter("--image=tiny:1", "sh", "-c", "id -u; exit 9", user=user)
+            done = node.shifter("--image=tiny:1", volume, "sh", "-c", "id -u; exit 9", user=user, timeout=20)
             assert (done.returncode, done.stdout, done.stderr) == (9, f"{node.users[user].uid}\n", ""), (user, done)
 
 
