@@ -66,7 +66,7 @@ def test_file_system_that_takes_a_request_and_does_not_answer(tiny_node: Node) -
     """The kernel lets the builder go only with the answer, or the end of the daemon (not by SIGKILL). Others do not wait."""
     works(tiny_node, "alice", "bob")
     with untouched(tiny_node):
-        for opcode in (INIT, LOOKUP, STATFS, GETATTR):
+        for opcode in (INIT, LOOKUP, STATFS):
             with mounted(tiny_node, {opcode: 0}):
                 first = tiny_node.popen([DOOR, "--image=tiny:1", VOLUME, "true"], "alice")
                 wait_for(lambda: any(map(in_request, builders(tiny_node))))
