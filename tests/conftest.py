@@ -135,6 +135,9 @@ COUNTS = {
     "wipes": (6, 60),
     "builds while a path is swapped": (12, 500),
     "fuzzed inputs": (250_000, 12_500_000),
+    "signalled doors": (15, 300),
+    "frozen doors": (2, 40),
+    "different requests at once": (60, 1000),
 }
 
 

@@ -551,8 +551,6 @@ static _Noreturn void launch_command(struct launch *launch)
         if (answer >= 0)
             close(answer);
         answer = run_builder(&launch->request, lock, verbose, launch->started);
-        if (lock >= 0)
-            close(lock);
         if (run >= 0)
             close(run);
     }
