@@ -149,7 +149,7 @@ mkd = for d in $(1); do [ -d "$$d" ] || $(INSTALL) -d -m 0755 "$$d"; done
 .PHONY: install uninstall stage
 install: build
 	@umask 022; set -e; [[ $$(id -u) == 0 ]] || { echo "install: as root, please (shifter is setuid root)" >&2; exit 1; }
-	@umask 022; $(call mkd,$(D)$(PREFIX) $(D)$(PREFIX)/bin $(D)$(PREFIX)/libexec $(D)$(PREFIX)/libexec/shifter $(D)$(PREFIX)/share \
+	@umask 022; $(call mkd,$(D)$(PREFIX) $(D)$(PREFIX)/bin $(D)$(PREFIX)/sbin $(D)$(PREFIX)/libexec $(D)$(PREFIX)/libexec/shifter $(D)$(PREFIX)/share \
 	  $(D)$(PREFIX)/share/man $(D)$(PREFIX)/share/bash-completion $(D)$(PREFIX)/share/bash-completion/completions \
 	  $(D)$(PREFIX)/share/zsh $(D)$(PREFIX)/share/zsh/site-functions $(D)$(PREFIX)/share/fish $(D)$(PREFIX)/share/fish/vendor_completions.d \
 	  $(D)$(PREFIX)/share/doc $(D)$(PREFIX)/share/doc/shifter $(D)$(PREFIX)/lib $(D)$(PREFIX)/lib/systemd $(D)$(PREFIX)/lib/systemd/system \
@@ -160,6 +160,8 @@ install: build
 	@# 2. Commands: the door last, so that a new door finds its own Python.
 	@umask 022; $(call put,0755,build/launchers/shifterctl,$(D)$(PREFIX)/bin/shifterctl)
 	@umask 022; $(call put,0755,build/launchers/shifterimg,$(D)$(PREFIX)/bin/shifterimg)
+	@umask 022; $(call put,0755,build/launchers/setupRoot,$(D)$(PREFIX)/sbin/setupRoot)
+	@umask 022; $(call put,0755,build/launchers/unsetupRoot,$(D)$(PREFIX)/sbin/unsetupRoot)
 	@umask 022; $(call put,4755,build/shifter,$(D)$(PREFIX)/bin/shifter)
 	@# 3. Configuration: the example always, the file itself only where there is none.
 	@umask 022; if [ -f udiRoot.conf.example ]; then \
@@ -184,7 +186,7 @@ uninstall: ## leaves udiRoot.conf and the images
 	@if [[ -z "$(D)" && -x '$(PREFIX)/bin/shifterctl' ]]; then '$(PREFIX)/bin/shifterctl' gc --all || echo "uninstall: gc failed; going on" >&2; \
 	  umount -l /run/shifter/store 2>/dev/null || true; umount -l /run/shifter 2>/dev/null || true; rmdir /run/shifter 2>/dev/null || true; fi
 	@cd '$(D)$(PREFIX)' 2>/dev/null || exit 0; \
-	rm -f bin/shifter bin/shifterimg bin/shifterctl; rm -rf libexec/shifter share/doc/shifter; \
+	rm -f bin/shifter bin/shifterimg bin/shifterctl sbin/setupRoot sbin/unsetupRoot; rm -rf libexec/shifter share/doc/shifter; \
 	rm -f share/man/man*/{shifter,shifterimg,shifterctl,udiRoot.conf,shifter-*}.[1-8]; \
 	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl} share/zsh/site-functions/_shifter \
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \

@@ -10,15 +10,34 @@ from shifter.errors import AccessError, FormatError
 MAX_GROUPS = 4096
 """More than NFS or Lustre use by a factor of 100; keeps a request below fields.MAX_BYTES."""
 MAX_UID = 0xFFFFFFFE
+MAX_JOB = 64
+UNNAMED_JOB = "_"
+"""The one slot of a node for a job that has no id: setupRoot without --job. No id that may be given looks like this."""
+
+_JOB_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 class Request:
     """A validated request. ``ref`` is the image as the user named it; ``once`` is set when the UDI must not be shared.
 
+    ``job``: the job that the UDI belongs to, "" for none; ``setup``: it is the job's own one, made by setupRoot.
     ``show``: "steps" for a door that prints each operation, "plan" for one that wants only that, else "".
     """
 
-    __slots__ = ("build", "gid", "groups", "modules", "namespace", "once", "ref", "show", "uid", "volumes")
+    __slots__ = (
+        "build",
+        "gid",
+        "groups",
+        "job",
+        "modules",
+        "namespace",
+        "once",
+        "ref",
+        "setup",
+        "show",
+        "uid",
+        "volumes",
+    )
 
     def __init__(self, build: str, uid: int, gid: int, groups: "tuple[int, ...]", namespace: int, ref: str) -> None:
         self.build = build
@@ -27,6 +46,8 @@ class Request:
         self.groups = groups
         self.namespace = namespace
         self.once = ""
+        self.job = ""
+        self.setup = False
         self.ref = ref
         self.volumes: list[str] = []
         self.modules: list[str] = []
@@ -43,6 +64,8 @@ class Request:
         ]
         if self.once:
             head.append(("once", self.once))
+        if self.job:
+            head.append(("job", self.job))
         head.append(("image", image))
         head += [("volume", text) for text in self.volumes]
         head += [("module", text) for text in self.modules]
@@ -85,6 +108,10 @@ def decode(data: bytes) -> Request:
         request.once = take("once")
         if len(request.once) != 16 or set(request.once) - set("0123456789abcdef"):
             raise FormatError("once is not 16 hex digits")
+    if peek("job"):
+        request.job = take("job")
+        if not job_is_valid(request.job):
+            raise FormatError("job: not at most 64 letters, digits and ._-")
     if not request.namespace and not request.once:
         raise FormatError("a namespace without an id can't be shared")
     request.ref = _printable(take("ref"), "image")
@@ -92,6 +119,10 @@ def decode(data: bytes) -> Request:
         request.volumes.append(_printable(take("volume"), "volume"))
     while peek("module"):
         request.modules.append(_printable(take("module"), "module"))
+    if peek("setup"):
+        request.setup = take("setup") == "1"
+        if not request.setup or not request.job:
+            raise FormatError("setup is not 1, or without a job")
     if peek("show"):
         request.show = take("show")
         if request.show not in ("steps", "plan"):
@@ -99,6 +130,11 @@ def decode(data: bytes) -> Request:
     if position != len(items):
         raise FormatError(f"unexpected field {items[position][0]!r} in request")
     return request
+
+
+def job_is_valid(job: str) -> bool:
+    """Return whether *job* can be the id of a job: 1 to 64 letters, digits and ``._-``, the first one no ``.`` or ``-``."""
+    return 0 < len(job) <= MAX_JOB and set(job) <= _JOB_CHARACTERS and job[0] not in ".-"
 
 
 def _printable(text: str, what: str) -> str:

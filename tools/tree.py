@@ -26,6 +26,14 @@ from shifter.cli.{name} import main
 sys.exit(main())
 """
 
+COMMANDS = {
+    "shifterctl": "shifterctl",
+    "shifterimg": "shifterimg",
+    "setupRoot": "setup_root",
+    "unsetupRoot": "unsetup_root",
+}
+"""The commands in Python, and the module of shifter.cli that each is."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -41,8 +49,8 @@ def main() -> None:
     shutil.copyfile("build/_build.py", out / "shifter" / "_build.py")
     launchers = args.out.with_name("launchers")
     launchers.mkdir(exist_ok=True)
-    for name in ("shifterctl", "shifterimg"):
-        (launchers / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=name))
+    for name, module in COMMANDS.items():
+        (launchers / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=module))
     # The door runs this one for --help, --version and usage errors.
     (out / "shifter_cli.py").write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name="shifter"))
 

@@ -3,9 +3,7 @@
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -166,18 +164,5 @@ def _print_lines(lines: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line *argv* (default: the process's); return the exit status. Errors are printed here, once."""
-    text.prepare_streams()
-    run: Callable[..., Any] = cli.main
-    try:
-        status = run(args=sys.argv[1:] if argv is None else argv, prog_name="shifterctl", standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        text.fail("shifterctl", error.format_message())
-    except ShifterError as error:
-        text.fail("shifterctl", error.chain())
-    except OSError as error:
-        text.fail("shifterctl", describe(error))
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    return 1
+    """Run the command line *argv* (default: the process's); return the exit status."""
+    return text.run(cli, "shifterctl", argv)

@@ -2,7 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from shifter.errors import ShifterError, describe
 
 
 def escape(text: str) -> str:
@@ -62,3 +67,21 @@ def fail(program: str, message: str) -> None:
         print(f"{program}: {escape(message)}", file=sys.stderr, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the interpreter flushes once more at its end
+
+
+def run(command: click.Command, program: str, argv: list[str] | None) -> int:
+    """Run *command* with *argv* (None: the process's arguments); return the exit status. Errors are printed here, once."""
+    prepare_streams()
+    call: Callable[..., Any] = command.main
+    try:
+        status = call(args=sys.argv[1:] if argv is None else argv, prog_name=program, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        fail(program, error.format_message())
+    except ShifterError as error:
+        fail(program, error.chain())
+    except OSError as error:
+        fail(program, describe(error))
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    return 1

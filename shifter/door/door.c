@@ -302,6 +302,22 @@ static bool watches_hold(const struct document *document)
     return true;
 }
 
+/* Open the pin of a UDI, and mark its record FILE as used now. Returns the namespace, or -1. Privileged. */
+static int open_pin(int directory, int file)
+{
+    struct statfs type;
+    int namespace = openat(directory, "ns", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (namespace < 0)
+        return -1;
+    if (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNS) {
+        close(namespace);
+        return -1;
+    }
+    if (futimens(file, NULL) != 0)
+        die("can't mark the UDI as used: %s", strerror(errno));
+    return high(namespace);
+}
+
 /* Find a pinned UDI for the canonical request; returns the namespace, or -1. Privileged. */
 static int find_udi(int run, const struct document *request, const struct caller *caller, struct document *record)
 {
@@ -314,20 +330,108 @@ static int find_udi(int run, const struct document *request, const struct caller
     if (directory < 0)
         return -1;
     int namespace = -1, file = document_open(record, directory, "record", "record");
-    if (file >= 0 && record->size > request->size && memcmp(record->data, request->data, request->size) == 0 && watches_hold(record)) {
-        struct statfs type;
-        namespace = openat(directory, "ns", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (namespace >= 0 && (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNS)) {
-            close(namespace);
-            namespace = -1;
-        }
-        if (namespace >= 0 && futimens(file, NULL) != 0)
-            die("can't mark the UDI as used: %s", strerror(errno));
-    }
+    if (file >= 0 && record->size > request->size && memcmp(record->data, request->data, request->size) == 0 && watches_hold(record))
+        namespace = open_pin(directory, file);
     if (file >= 0)
         close(file);
     close(directory);
-    return namespace < 0 ? -1 : high(namespace);
+    return namespace;
+}
+
+/* --- jobs --------------------------------------------------------------------------------------------------------- */
+
+#define UNNAMED_JOB "_" /* shifter/request.py */
+#define MAX_JOBS 256
+
+/* What batch systems call the id of a job in the environment of its processes; the first is what setupRoot's user may set. */
+static const char *const JOB_VARIABLES[] = {"SHIFTER_JOB_ID", "SLURM_JOB_ID", "PBS_JOBID"};
+
+static bool contains(const struct list *list, const char *item)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->items[i], item) == 0)
+            return true;
+    return false;
+}
+
+/*
+ * Find the job that the caller is in, among those of this user that have a UDI here: the one of the environment, else the
+ * one without an id, else the only one. NULL: none, or more than one (in ALL). Privileged.
+ */
+static const char *choose_job(int run, const struct caller *caller, struct list *all)
+{
+    char path[64];
+    bool named = false;
+    snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
+    int list = openat(run, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    DIR *entries = list < 0 ? NULL : fdopendir(list);
+    const struct dirent *entry;
+    while (entries && all->count < MAX_JOBS && (entry = readdir(entries)))
+        if (strncmp(entry->d_name, "job.", 4) == 0 && job_valid(entry->d_name + 4))
+            list_add(all, need(strdup(entry->d_name + 4)));
+    if (entries)
+        closedir(entries);
+    for (size_t i = 0; i < sizeof JOB_VARIABLES / sizeof *JOB_VARIABLES; i++) {
+        const char *id = getenv(JOB_VARIABLES[i]);
+        if (!id || !*id)
+            continue;
+        named = true;
+        if (contains(all, id))
+            return id;
+    }
+    if (contains(all, UNNAMED_JOB))
+        return UNNAMED_JOB;
+    return !named && all->count == 1 ? all->items[0] : NULL;
+}
+
+/* True if the fields KEY of both documents are the same, in number and order. */
+static bool same_fields(const struct document *one, const struct document *other, const char *key)
+{
+    size_t at = 0, there = 0;
+    for (;;) {
+        const char *value = NULL, *field, *theirs = NULL, *match;
+        while ((field = field_next(one, &at, &value)) && !key_is(field, key)) {
+        }
+        while ((match = field_next(other, &there, &theirs)) && !key_is(match, key)) {
+        }
+        if (!field || !match)
+            return !field && !match;
+        if (strcmp(value, theirs) != 0)
+            return false;
+    }
+}
+
+/*
+ * Return the namespace of the job's own UDI, if it is what the caller asks for, else -1. It is fixed for the life of the
+ * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named. Privileged.
+ */
+static int find_job_udi(int run, const struct document *request, const struct caller *caller, const char *job, const char *image,
+                        bool verbose, struct document *record)
+{
+    char path[160];
+    const char *difference = NULL;
+    static const char *const fixed[] = {"uid", "gid", "groups"}, *const asked[] = {"image", "volume", "module"};
+    snprintf(path, sizeof path, "udi/%u/job.%s", (unsigned)caller->uid, job);
+    int directory = openat(run, path, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    int namespace = -1, file = directory < 0 ? -1 : document_open(record, directory, "record", "record");
+    if (file >= 0) {
+        for (size_t i = 0; i < 3; i++)
+            if (!same_fields(request, record, fixed[i]))
+                difference = fixed[i];
+        for (size_t i = 0; image && i < 3; i++)
+            if (!same_fields(request, record, asked[i]))
+                difference = asked[i];
+        if (!difference && !watches_hold(record))
+            die("the metadata of the image of job %s was changed, perhaps its access list: name the image, for a UDI of your own (--image)", job);
+        if (difference && verbose)
+            say("the UDI of job %s is another: not the same %s", job, difference);
+        if (!difference)
+            namespace = open_pin(directory, file);
+        close(file);
+    }
+    if (directory >= 0)
+        close(directory);
+    return namespace;
 }
 
 /* --- enter -------------------------------------------------------------------------------------------------------- */
@@ -477,7 +581,7 @@ static int take_lock(int run, const struct caller *caller)
 }
 
 struct launch {
-    const struct invocation *asked;
+    struct invocation *asked;
     uint64_t started;
     bool plan; /* shifterctl plan: print what would be done, do nothing */
     const struct caller *caller;
@@ -505,19 +609,29 @@ static int look_up(struct launch *launch, int run)
     if (run < 0)
         return -1;
     raise_privilege();
+    struct invocation *asked = launch->asked;
+    struct list jobs = {0};
+    asked->job = choose_job(run, launch->caller, &jobs);
     int file = document_open(&launch->site, run, "site", "site");
+    bool named = asked->image && *asked->image, resolved = false;
     if (file >= 0 && watches_hold(&launch->site)) {
         const char *idle = field_first(&launch->site, "udiIdleTime");
         if (!idle || strcmp(idle, "0") == 0)
             do_not_share(launch);
-        if (resolve_image(&launch->site, launch->asked->image, image, sizeof image)) {
-            make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "image", image);
-            namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
-        }
+        resolved = named && resolve_image(&launch->site, asked->image, image, sizeof image);
     }
+    make_request(&launch->request, asked, launch->caller, launch->namespace, launch->once, "image", resolved ? image : "");
+    if (asked->job && (resolved || !named))
+        namespace = find_job_udi(run, &launch->request, launch->caller, asked->job, resolved ? image : NULL, asked->verbose, &launch->record);
+    if (namespace < 0 && resolved)
+        namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
     if (file >= 0)
         close(file);
     drop_temporarily();
+    if (namespace < 0 && !named && asked->job)
+        die("the UDI of job %s was made for another group list, or by another version of Shifter; name an image (--image)", asked->job);
+    if (namespace < 0 && !named && jobs.count > 1)
+        die("jobs %s and %s have a UDI here: say which one by SHIFTER_JOB_ID, or name an image (--image)", jobs.items[0], jobs.items[1]);
     return namespace;
 }
 
@@ -529,7 +643,8 @@ static _Noreturn void launch_command(struct launch *launch)
         int run = open_run();
         drop_temporarily();
         int namespace = launch->plan ? -1 : look_up(launch, run), lock = -1;
-        if (namespace < 0 && (lock = take_lock(run, launch->caller)) >= 0 && !launch->plan) {
+        bool possible = launch->asked->image && *launch->asked->image;
+        if (namespace < 0 && possible && (lock = take_lock(run, launch->caller)) >= 0 && !launch->plan) {
             namespace = look_up(launch, run); /* another door may have had it built while this one waited */
             if (namespace >= 0)
                 flock(lock, LOCK_UN);
@@ -544,6 +659,8 @@ static _Noreturn void launch_command(struct launch *launch)
                 close(answer);
             enter(namespace, launch->asked, launch->caller, &launch->record);
         }
+        if (!launch->asked->image || !*launch->asked->image)
+            show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
         make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "ref", launch->asked->image);
         if (launch->plan || verbose)
             field_add(&launch->request, "show", launch->plan ? "plan" : "steps");
@@ -584,8 +701,6 @@ int main(int argc, char **argv)
     read_command_line(&asked, argc, argv);
     if (caller.gid == 0)
         die("shifter is for ordinary users: uid 0 and gid 0 are refused (uid %u, gid %u)", (unsigned)caller_uid, (unsigned)caller.gid);
-    if (!asked.image || !*asked.image)
-        show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
     raise_privilege();
     struct rlimit files = caller.limits[RLIMIT_NOFILE];
     if (files.rlim_cur < LEAST_FILES) {

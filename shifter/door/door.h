@@ -42,6 +42,7 @@ struct invocation {
     char **command; /* NULL-terminated */
     const char *image, *request_text, *entrypoint, *workdir, *env_file;
     struct list volumes, modules, env;
+    const char *job; /* not asked for, but found by the door: the job that the caller is in */
     bool image_given, volumes_given, modules_given; /* by an option, not by the caller's environment */
     bool entrypoint_given, workdir_given, clearenv, verbose;
 };
@@ -88,6 +89,7 @@ enum reference_kind { REFERENCE_OTHER, REFERENCE_RESOLVED, REFERENCE_TAG };
 
 char **split_words(int *argc, char **argv);
 bool identifier_valid(const char *text);
+bool job_valid(const char *text);
 enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room);
 void read_command_line(struct invocation *asked, int argc, char **argv);
 void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,

@@ -190,13 +190,16 @@ void make_request(struct document *request, const struct invocation *asked, cons
     snprintf(text, sizeof text, "%u", (unsigned)caller->gid);
     field_add(request, "gid", text);
     for (int i = 0; i < caller->group_count; i++)
-        end += sprintf(end, i ? ",%u" : "%u", (unsigned)caller->groups[i]);
+        if (caller->groups[i] != caller->gid) /* some that log users in list it twice, and some don't */
+            end += sprintf(end, end > groups ? ",%u" : "%u", (unsigned)caller->groups[i]);
     field_add(request, "groups", groups);
     free(groups);
     snprintf(text, sizeof text, "%llu", (unsigned long long)namespace);
     field_add(request, "ns", text);
     if (*once)
         field_add(request, "once", once);
+    if (asked->job)
+        field_add(request, "job", asked->job);
     field_add(request, image_key, image);
     for (size_t i = 0; i < asked->volumes.count; i++)
         field_add(request, "volume", asked->volumes.items[i]);
@@ -214,6 +217,14 @@ bool identifier_valid(const char *text)
     char allowed[sizeof LETTERS + 2];
     snprintf(allowed, sizeof allowed, "%s.-", LETTERS);
     return *text && *text != '.' && strlen(text) < 256 && text[strspn(text, allowed)] == 0;
+}
+
+/* shifter/request.py: job_is_valid. */
+bool job_valid(const char *text)
+{
+    char allowed[sizeof LETTERS + 2];
+    snprintf(allowed, sizeof allowed, "%s.-", LETTERS);
+    return *text && !strchr(".-", *text) && strlen(text) <= 64 && text[strspn(text, allowed)] == 0;
 }
 
 /* Write local:PATH with empty and "." components dropped. */

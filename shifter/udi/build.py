@@ -26,13 +26,17 @@ if MYPY:
     from collections.abc import Callable
 
 _OWN_TOP = ("proc", "sys", "dev", "tmp", "run", "etc", "var", "opt")
-_OWN_VAR = ("run", "tmp", "spool", "empty", "shifterConfig.json")
+_OWN_VAR = ("run", "tmp", "spool", "empty", "shifterConfig.json", "hostsfile")
 
 
 class Builder:
     """One build. ``step`` is told what is being done, for ``-v`` and for the message when the builder dies."""
 
-    def __init__(self, config: Config, request: Request, step: "Callable[[str], None]", prefix: str) -> None:
+    def __init__(
+        self, config: Config, request: Request, step: "Callable[[str], None]", prefix: str, given: "dict[str, bytes]"
+    ) -> None:
+        self.given = given
+        """Files that setupRoot made for the job, by name."""
         self.config = config
         self.request = request
         self.step = step
@@ -217,6 +221,8 @@ class Builder:
                 )
             )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
+        if self.request.setup:
+            operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"], "setupRoot -N"))
         if site or users:
             operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
         return [*operations, *site, *users]
@@ -233,22 +239,27 @@ class Builder:
             ("user", self.account.name),
             ("volMap", ";".join(self.request.volumes)),
             ("modules", ""),
+            ("job", self.request.job),
         )
         return (plan.json_object(list(values)) + "\n").encode("utf-8", "surrogateescape")
 
     def _publish(self, namespace: int, root_device: int, shell: str) -> str:
         """Pin *namespace* and write the record. Called at home, with the user's lock held."""
         content = self.request.canonical(self.image_name)
-        watches: list[Watch] = [(0, path, status) for path, status in self.config.files] + self.host.watches
-        content += [records.watch_field(watch) for watch in watches + self.sources.watches]
-        content += [("source", f"{device}:{inode}:{path}") for device, inode, path in self.sources.taken]
+        if self.request.setup:  # fixed for the life of the job: only the access list counts
+            content += [("setup", "1")]
+            content += [records.watch_field(watch) for watch in self.host.watches if watch[1].endswith(".meta")]
+        else:
+            watches: list[Watch] = [(0, path, status) for path, status in self.config.files] + self.host.watches
+            content += [records.watch_field(watch) for watch in watches + self.sources.watches]
+            content += [("source", f"{device}:{inode}:{path}") for device, inode, path in self.sources.taken]
         content += [(setting.key, setting.value) for setting in self.settings]
         content += [("shell", shell), ("devpts", self.devpts), ("root", str(root_device))]
         if self.image and self.meta.format != "VFS":
             content.append(("mounted", image_mounts.image_key(posix.fstat(self.image.fd))))
         content += [("ref", self.request.ref), ("built", str(int(time.time()))), ("end", "record")]
         record = fields.encode(content)
-        key = self.request.key(self.image_name)
+        key = pins.JOB_UDI + self.request.job if self.request.setup else self.request.key(self.image_name)
         directory = f"{pins.UDIS}/{self.request.uid}/{key}"
         pins.remove_udi(directory)
         posix.mkdir(directory, 0o700)

@@ -3,7 +3,9 @@
 Not part of the build path.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from shifter import config as configuration
 from shifter import fields
@@ -66,10 +68,10 @@ def udis(path: "str | None" = None) -> "list[Udi]":
     """
     wanted = _FileSystem(path) if path else None
     found = []
-    with _Home() as home:
+    with Home() as home:
         by_root = processes_by_root()
-        for uid in sorted(_entries(pins.UDIS)):
-            for key in sorted(_entries(f"{pins.UDIS}/{uid}")):
+        for uid in sorted(entries(pins.UDIS)):
+            for key in sorted(entries(f"{pins.UDIS}/{uid}")):
                 directory = f"{pins.UDIS}/{uid}/{key}"
                 record = records.read(directory) if key != "lock" else None
                 if record is None:
@@ -111,7 +113,7 @@ def release(path: str) -> "list[str]":
     report = []
     wanted = _FileSystem(path)
     found = udis(path)
-    with _Home():
+    with Home():
         for udi in found:
             pins.remove_udi(udi.record.directory)
             holders = f"; still used by PID {' '.join(map(str, udi.pids))}" if udi.pids else ""
@@ -133,7 +135,7 @@ def collect(conf: str, everything: bool = False, keep_images: bool = False) -> "
         if not everything:
             raise
         settings = configuration.Config()
-    with _Home():
+    with Home():
         reaper = reap.Reaper(settings, everything, keep_images)
         reaper.run()
     return reaper.report
@@ -151,26 +153,35 @@ def processes_by_root() -> "dict[str, list[int]]":
     return found
 
 
-class _Home:
-    """Be in the home mount namespace for a while, and come back. Root only."""
+class Home:
+    """Be in the home mount namespace for a while, and come back. Root only. ``back``: where the process came from."""
 
-    def __enter__(self) -> "_Home":
+    def __enter__(self) -> "Home":
         if os.geteuid() != 0:
             raise AccessError("this needs root")
-        self._back = pins.open_namespace("/proc/self/ns/mnt")
+        self.back = pins.open_namespace("/proc/self/ns/mnt")
         self._directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.fd = pins.open_home_namespace()
         syscalls.setns(self.fd)
         return self
 
     def __exit__(self, *_: object) -> None:
-        syscalls.setns(self._back)
+        syscalls.setns(self.back)
         os.fchdir(self._directory)
-        for fd in (self._back, self._directory, self.fd):
+        for fd in (self.back, self._directory, self.fd):
             os.close(fd)
 
+    @contextlib.contextmanager
+    def away(self) -> "Iterator[None]":
+        """Be where the process came from, for a while."""
+        syscalls.setns(self.back)
+        try:
+            yield
+        finally:
+            syscalls.setns(self.fd)
 
-def _entries(directory: str) -> "list[str]":
+
+def entries(directory: str) -> "list[str]":
     """Return what is in *directory*; nothing if it is none, or was taken down meanwhile."""
     try:
         return os.listdir(directory)

@@ -16,6 +16,11 @@ STORE = RUN + "/store"
 IMAGES = RUN + "/images"
 UDIS = RUN + "/udi"
 SITE = RUN + "/site"
+JOBS = RUN + "/jobs"
+"""What setupRoot knows of the jobs that it has set up: a directory for each id."""
+
+JOB_UDI = "job."
+"""How the directory of a job's own UDI begins, before the id; other UDIs have 16 hex digits."""
 
 _SOURCE = "shifter"
 """What mount tables show as the source of our tmpfs."""
@@ -271,7 +276,7 @@ def keep_newest(directory: str, count: int) -> None:
 
     Here, and not left to the reaper: it never gets the lock of a user who starts one build after the other.
     """
-    keys = [name for name in posix.listdir(directory) if name != "lock"]
+    keys = [name for name in posix.listdir(directory) if name != "lock" and not name.startswith(JOB_UDI)]
     if len(keys) <= count:
         return
     ages = []
@@ -282,6 +287,11 @@ def keep_newest(directory: str, count: int) -> None:
             ages.append((0.0, key))  # of a build that died
     for _, key in sorted(ages)[: len(keys) - count]:
         remove_udi(f"{directory}/{key}")
+
+
+def read_files(directory: str) -> "dict[str, bytes]":
+    """Return the content of each file in a directory of root's own, by name."""
+    return {name: _read(f"{directory}/{name}") for name in posix.listdir(directory)}
 
 
 def write_file(path: str, data: bytes) -> None:

@@ -91,8 +91,10 @@ class Reaper:
                 else:
                     alive.append(record)
             alive.sort(key=lambda record: record.used)
-            while len(alive) > self.config.udiMaxPerUser:
-                oldest = alive.pop(0)
+            spare = [record for record in alive if not record.get("setup")]
+            while len(spare) > self.config.udiMaxPerUser:
+                oldest = spare.pop(0)
+                alive.remove(oldest)
                 self._remove(oldest.directory, f"more than udiMaxPerUser={self.config.udiMaxPerUser}", oldest)
             return {record.get("mounted") for record in alive}
         finally:
@@ -121,6 +123,8 @@ class Reaper:
             return "all were asked for"
         if record is None:
             return "no valid record"
+        if record.get("setup"):
+            return ""  # unsetupRoot's, with all that runs in it
         if record.get("shifter") != _build.BUILD:
             return f"built by {record.get('shifter')}"
         if self.now - record.built > self.config.udiMaxAge:

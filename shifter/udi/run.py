@@ -68,8 +68,9 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
         pins.prepare_base()
         _answer("again", "")
         return
+    given = pins.read_files(f"{pins.JOBS}/{asked.job}/setup") if asked.setup else {}
     syscalls.setns(here)
-    builder = Builder(settings, asked, _step, _build.PREFIX)
+    builder = Builder(settings, asked, _step, _build.PREFIX, given)
     try:
         builder.resolve_image()
     finally:

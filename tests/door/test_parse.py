@@ -244,7 +244,7 @@ IMAGE = st.sampled_from(["0123abcd", "local:/x y", "docker:debian:12", "local:/\
 def _check_request(
     uid: int, gid: int, groups: list[int], ns: int, once: str, image: str, volumes: list[str], modules: list[str]
 ) -> None:
-    request = Request(OUR_BUILD, uid, gid, tuple(groups), ns, image)
+    request = Request(OUR_BUILD, uid, gid, tuple(group for group in groups if group != gid), ns, image)
     request.once, request.volumes = once, volumes
     request.modules = [module for module in modules if module.lower() != "none"]
     head = [str(uid), str(gid), str(ns), once]

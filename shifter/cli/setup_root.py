@@ -1,0 +1,103 @@
+"""setupRoot: what a prolog runs before a job, to have its UDI ready on this node."""
+
+import json
+import os
+import sys
+import time
+
+import click
+
+from shifter import _build
+from shifter.cli import text
+from shifter.errors import AccessError, UsageError, describe
+from shifter.images import reference
+from shifter.jobs import job as jobs
+from shifter.jobs import setup
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_build.VERSION, message=f"setupRoot {_build.VERSION} (build {_build.BUILD})")
+@click.option("-u", "--user", metavar="NAME", default="", help="The job's user.")
+@click.option("-U", "--uid", type=click.IntRange(0, 2**32 - 2), help="The user's id; must fit the name.")
+@click.option("-G", "--gid", type=click.IntRange(0, 2**32 - 2), help="The group of the job (default: the user's).")
+@click.option("-v", "--volume", "volumes", multiple=True, metavar="FROM:TO[:ro][;...]", help="As shifter --volume.")
+@click.option("-m", "--module", "modules", multiple=True, metavar="NAME[,NAME...]", help="As shifter --module.")
+@click.option("-N", "--node-spec", metavar="HOST/TASKS...", default="", help="The job's nodes, for /var/hostsfile.")
+@click.option("--nodes", metavar="FILE", help="The same from a file, - for standard input: one HOST[/TASKS] a line.")
+@click.option("--job", "ident", metavar="ID", default="", help="The job's id; without it, the one unnamed slot.")
+@click.option("--restart", type=click.IntRange(0, 2**31 - 1), default=0, help="How often the job was restarted.")
+@click.option("-V", "--verbose", is_flag=True, help="Say what was done.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object about it.")
+@click.argument("kind", metavar="TYPE")
+@click.argument("image", metavar="IDENTIFIER|TAG")
+def cli(
+    user: str,
+    uid: int | None,
+    gid: int | None,
+    volumes: tuple[str, ...],
+    modules: tuple[str, ...],
+    node_spec: str,
+    nodes: str | None,
+    ident: str,
+    restart: int,
+    verbose: bool,
+    as_json: bool,
+    kind: str,
+    image: str,
+) -> None:
+    """Set up the user defined image of a job on this node. For root, from the prolog of a workload manager.
+
+    Exit status 0: all is there. The same call again changes nothing.
+    """
+    if os.geteuid() != 0:
+        raise AccessError("only root can set up a job")
+    if not user and uid is None:
+        raise UsageError("whose job? -u NAME, or -U UID")
+    begin = time.monotonic()
+    name, uid, gid, groups = jobs.account(user, uid, gid)
+    spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
+    job = jobs.Job(
+        jobs.parse_ident(ident),
+        name,
+        uid,
+        gid,
+        groups,
+        _reference(kind, image),
+        list(volumes),
+        [module for text_ in modules for module in text_.split(",") if module.lower() != "none"],
+        jobs.parse_nodes(spec),
+        restart,
+    )
+    made = setup.set_up(job, lambda line: text.fail("setupRoot", line))
+    spent = time.monotonic() - begin
+    if as_json:
+        text.write(
+            json.dumps({"job": ident, "uid": uid, "image": job.image, "made": made, "seconds": round(spent, 4)}) + "\n"
+        )
+    elif verbose:
+        done = f"set up in {spent * 1000:.0f} ms" if made else "was set up already"
+        text.write(f"{job.title}: {text.escape(job.image)} for {text.escape(name)} {done}\n")
+
+
+def _reference(kind: str, image: str) -> str:
+    """Return the image as a user would name it. Prologs written for C Shifter give the identifier of a tagged image."""
+    if kind not in reference.KINDS:
+        raise UsageError(f"image type {kind!r}: it must be one of {', '.join(reference.KINDS)}")
+    if kind in ("docker", "custom") and len(image) == 64 and set(image) <= set("0123456789abcdef"):
+        kind = "id"
+    return f"{kind}:{image}"
+
+
+def _read_nodes(path: str) -> str:
+    try:
+        with sys.stdin if path == "-" else open(path, encoding="ascii") as file:
+            return file.read(1 << 24)
+    except UnicodeDecodeError:
+        raise UsageError(f"--nodes {path}: it must be ASCII") from None
+    except OSError as error:
+        raise UsageError(f"--nodes {describe(error)}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line *argv* (default: the process's); return the exit status. Errors are printed here, once."""
+    return text.run(cli, "setupRoot", argv)

@@ -1,0 +1,96 @@
+"""Having the UDI of a job built: the same builder, with the same request, as the door has it started for a user."""
+
+import os
+import select
+import signal
+import time
+
+from shifter import _build, fields
+from shifter.errors import BuildError
+from shifter.jobs.job import Job
+
+LOCK, ANSWER = 4, 3
+"""Descriptors of the builder (shifter/builder.py)."""
+
+
+def request(job: Job, namespace: int) -> bytes:
+    """Return the request for the job's own UDI; *namespace*: the id of the one that it is made from."""
+    content = [
+        ("shifter", _build.BUILD),
+        ("uid", str(job.uid)),
+        ("gid", str(job.gid)),
+        ("groups", ",".join(map(str, job.groups))),
+        ("ns", str(namespace or 1)),
+        ("job", job.ident),
+        ("ref", job.image),
+        *(("volume", text) for text in job.volumes),
+        *(("module", text) for text in job.modules),
+        ("setup", "1"),
+        ("end", "request"),
+    ]
+    return fields.encode(content)
+
+
+def build(job: Job, namespace: int, lock: int, timeout: float) -> str:
+    """Run the builder and return the name of the UDI's directory. *lock*: the descriptor of the user's lock, held.
+
+    Raises BuildError with the builder's own line.
+    """
+    request_read, request_write = os.pipe()
+    answer_read, answer_write = os.pipe()
+    log_read, log_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.chdir("/")
+            os.umask(0o022)
+            for source, target in (
+                (request_read, 0),
+                (log_write, 1),
+                (log_write, 2),
+                (answer_write, ANSWER),
+                (lock, LOCK),
+            ):
+                os.dup2(os.dup(source) if source < 5 else source, target)
+            os.closerange(5, 4096)
+            for number in range(1, signal.NSIG):
+                if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            program = [_build.PYTHON, "-I", "-S", "-B", f"{_build.LIBEXEC}/builder.pyc", str(LOCK)]
+            os.execve(program[0], program, {"LC_ALL": "C"})
+        finally:
+            os._exit(127)
+    for fd in (request_read, answer_write, log_write):
+        os.close(fd)
+    try:
+        os.write(request_write, request(job, namespace))
+        os.close(request_write)
+        return _answer(answer_read, log_read, timeout)
+    finally:
+        os.close(answer_read)
+        os.close(log_read)
+        os.waitpid(child, 0)
+
+
+def _answer(answer: int, log: int, timeout: float) -> str:
+    """Read the builder's fields until the last one."""
+    data, step = b"", "starting"
+    deadline = time.monotonic() + timeout + 5  # its own alarm comes first
+    while select.select([answer], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        block = os.read(answer, 65536)
+        if not block:
+            break
+        data += block
+        *complete, data = data.split(b"\0")
+        for item in complete:
+            key, _, value = item.decode("utf-8", "surrogateescape").partition("=")
+            if key == "error":
+                raise BuildError(value)
+            if key in ("ok", "again"):
+                return value
+            step = value.partition(":")[2]
+    said = os.read(log, 65536).decode("utf-8", "replace").strip() if select.select([log], [], [], 0)[0] else ""
+    last = said.splitlines()[-1] if said else "it took longer than udiBuildTimeout, or somebody killed it"
+    raise BuildError(f"the builder was ended while {step}: {last}")

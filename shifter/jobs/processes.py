@@ -1,0 +1,97 @@
+"""Ending everything that runs in UDIs: stopped first, killed by pidfd, until a look at all processes finds nothing."""
+
+import contextlib
+import os
+import pwd
+import signal
+import time
+from collections.abc import Iterator
+
+from shifter.linux import syscalls
+
+PATIENCE = 10.0
+"""Seconds until what is still alive (in an uninterruptible call, or another user's) is reported as left."""
+
+
+def inside(roots: set[str]) -> Iterator[int]:
+    """Yield the PIDs whose root or working directory is on one of the file systems *roots* (device numbers).
+
+    Each UDI's root is a tmpfs of its own. The mount namespace would not do: a user can unshare another one.
+    """
+    for name in os.listdir("/proc"):
+        if name.isdigit() and any(_device(f"/proc/{name}/{link}") in roots for link in ("root", "cwd")):
+            yield int(name)
+
+
+def end(roots: set[str], uid: int) -> list[str]:
+    """Kill every process of *uid* in UDIs with these *roots*; return a line for each that is still there after PATIENCE.
+
+    Processes of another user are named and left alone: they are not the job's, whoever let them in.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = [pid for pid in inside(roots) if pid != os.getpid()]
+        ours = [pid for pid in found if _owner(pid) == uid]
+        with contextlib.ExitStack() as stack:
+            # All are stopped before the first is killed: what forks faster than one by one can be killed would survive.
+            fds = [fd for pid in ours if (fd := _open(pid, roots, stack)) is not None]
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for fd in fds:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(fd, number)
+        if not found:
+            return []
+        if not ours or time.monotonic() > deadline:
+            left = [pid for pid in inside(roots) if pid != os.getpid()]
+            if not left or time.monotonic() > deadline:
+                return [f"process {pid} of {_name(_owner(pid))}" for pid in left]
+        time.sleep(0.002)
+
+
+def holders(inode: int) -> list[str]:
+    """Return a line for each process that is outside and holds the mount namespace *inode* by a descriptor."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{name}/fd"):
+                if os.readlink(f"/proc/{name}/fd/{fd}") == f"mnt:[{inode}]" and int(name) != os.getpid():
+                    found.append(
+                        f"process {name} of {_name(_owner(int(name)))} (it holds the namespace as descriptor {fd})"
+                    )
+                    break
+    return found
+
+
+def _open(pid: int, roots: set[str], stack: contextlib.ExitStack) -> int | None:
+    """Return a pidfd of *pid*, if that is still what was found: the number may be another process's by now."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    stack.callback(os.close, fd)
+    return fd if any(_device(f"/proc/{pid}/{link}") in roots for link in ("root", "cwd")) else None
+
+
+def _device(path: str) -> str:
+    try:
+        return str(syscalls.device_number(path))
+    except OSError:
+        return ""  # it ended, or is a zombie
+
+
+def _owner(pid: int) -> int:
+    """Return the real uid of a process, -1 if it has ended. The owner of /proc/PID is root's for who is not dumpable."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            return int(next(line for line in status if line.startswith(b"Uid:")).split()[1])
+    except (OSError, StopIteration):
+        return -1
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"uid {uid}"

@@ -1,0 +1,104 @@
+"""Setting a job up and taking it down: what setupRoot and unsetupRoot do."""
+
+import os
+from collections.abc import Callable
+
+from shifter import _build, config
+from shifter.errors import AccessError, BuildError
+from shifter.jobs import builder, processes, state
+from shifter.jobs.job import Job
+from shifter.linux import syscalls
+from shifter.request import UNNAMED_JOB
+from shifter.udi import inventory, pins, records
+
+
+def set_up(job: Job, say: Callable[[str], None]) -> bool:
+    """Make the UDI of *job*; return False if it was there already. *say* is told what an administrator should know.
+
+    The same job and request again changes nothing; the same id with another user, request or restart count takes the
+    earlier one down first (it can't be running any more), except for the unnamed slot, where it is an error.
+    Raises ShifterError, OSError; then nothing of the job is left.
+    """
+    settings = config.load(_build.CONF)
+    with inventory.Home() as home:
+        pins.prepare_base()
+        with state.locked(job.ident) as directory:
+            before = state.read(directory)
+            if before == job.identity() and any(record.get("setup") for record in state.udis(job.ident)):
+                return False
+            if before is not None and job.ident == UNNAMED_JOB:
+                raise AccessError(f"{job.title} of uid {dict(before).get('uid')} is set up here: unsetupRoot it first")
+            if before is not None:
+                say(f"{job.title} was set up before, for another request, user or restart: taken down first")
+            left = _take_down(job.ident, directory)
+            if left:
+                raise BuildError(f"{job.title}: left of an earlier set-up: {'; '.join(left)}")
+            try:
+                os.makedirs(f"{directory}/{state.SETUP}", 0o700, exist_ok=True)
+                pins.write_file(f"{directory}/{state.SETUP}/hostsfile", job.hostsfile())
+                _build_udi(job, settings, home)
+                pins.remove(f"{directory}/{state.SETUP}")
+                state.write(directory, job)
+            except BaseException:
+                _take_down(job.ident, directory)
+                pins.remove(directory)
+                raise
+    return True
+
+
+def _build_udi(job: Job, settings: config.Config, home: "inventory.Home") -> None:
+    """Have the UDI built, from the namespace that the caller of setupRoot is in."""
+    os.makedirs(f"{pins.UDIS}/{job.uid}", 0o700, exist_ok=True)
+    lock = os.open(f"{pins.UDIS}/{job.uid}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        syscalls.flock(lock, syscalls.LOCK_EX, "lock")
+        with home.away():
+            builder.build(job, syscalls.mount_namespace_id(home.back), lock, settings.udiBuildTimeout)
+    finally:
+        os.close(lock)
+
+
+def take_down(ident: str) -> list[str]:
+    """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
+    with inventory.Home():
+        if not pins.base_ready():
+            return []
+        with state.locked(ident) as directory:
+            left = _take_down(ident, directory)
+            pins.remove(directory)
+    return left
+
+
+def _take_down(ident: str, directory: str) -> list[str]:
+    """With the job's lock held. First nobody new comes in, then what is inside ends, then the pins go."""
+    found = state.udis(ident)
+    left: list[str] = []
+    pins.remove(f"{directory}/state")
+    for record in found:
+        try:
+            os.unlink(f"{record.directory}/record")
+        except FileNotFoundError:
+            pass
+    for owner in sorted({record.uid for record in found}):
+        left += processes.end({record.get("root") for record in found if record.uid == owner}, owner)
+    for record in found:
+        left += _holders(record)
+        pins.remove_udi(record.directory)
+    # A set-up that was killed: a directory without a record has nothing that anybody could have entered.
+    for uid in inventory.entries(pins.UDIS):
+        debris = f"{pins.UDIS}/{uid}/{pins.JOB_UDI}{ident}"
+        if os.path.lexists(debris):
+            pins.remove_udi(debris)
+    pins.remove(f"{directory}/{state.SETUP}")
+    return left
+
+
+def _holders(record: records.Record) -> list[str]:
+    try:
+        namespace = pins.open_namespace(f"{record.directory}/ns")
+    except OSError:
+        return []
+    try:
+        return processes.holders(os.fstat(namespace).st_ino)
+    finally:
+        os.close(namespace)

@@ -1,0 +1,59 @@
+"""What the node knows of its jobs: /run/shifter/jobs/ID, with a lock, and what the job's set-up was made of.
+
+Everything here runs in the home mount namespace (inventory.Home).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from shifter import fields
+from shifter.errors import FormatError
+from shifter.jobs.job import Job
+from shifter.linux import syscalls
+from shifter.udi import inventory, pins, records
+
+SETUP = "setup"
+"""The directory of a job with the files that its UDI is to get; it goes when the UDI is there."""
+
+
+@contextlib.contextmanager
+def locked(ident: str) -> Iterator[str]:
+    """Hold the lock of a job; gives its directory. One setupRoot or unsetupRoot at a time works on it."""
+    directory = f"{pins.JOBS}/{ident}"
+    while True:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        lock = os.open(f"{directory}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        syscalls.flock(lock, syscalls.LOCK_EX, "lock")
+        if pins.is_same_file(lock, f"{directory}/lock"):
+            break
+        os.close(lock)  # whoever held it took the job down
+    try:
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def write(directory: str, job: Job) -> None:
+    """Remember the set-up that is complete now."""
+    pins.write_file(f"{directory}/state", fields.encode([*job.identity(), ("end", "job")]))
+
+
+def read(directory: str) -> list[tuple[str, str]] | None:
+    """Return what was remembered, None if no set-up is complete."""
+    try:
+        with open(f"{directory}/state", "rb") as file:
+            return fields.decode(file.read(fields.MAX_BYTES + 1), "job")
+    except (OSError, FormatError):
+        return None
+
+
+def udis(ident: str) -> list[records.Record]:
+    """Return the records of all UDIs of a job: its own, and those that were built on demand inside of it."""
+    found = []
+    for uid in inventory.entries(pins.UDIS):
+        for key in inventory.entries(f"{pins.UDIS}/{uid}"):
+            record = records.read(f"{pins.UDIS}/{uid}/{key}") if key != "lock" else None
+            if record is not None and record.get("job") == ident:
+                found.append(record)
+    return found
