@@ -197,8 +197,11 @@ static void check_request(const struct making *making)
     snprintf(number, sizeof number, "%u", (unsigned)making->caller.gid);
     CHECK(strcmp(expect(&position, "gid"), number) == 0);
     const char *groups = expect(&position, "groups");
-    for (int i = 0; i < making->caller.group_count; i++) {
-        int length = snprintf(number, sizeof number, i ? ",%u" : "%u", (unsigned)making->caller.groups[i]);
+    for (int i = 0, first = 1; i < making->caller.group_count; i++) {
+        if (making->caller.groups[i] == making->caller.gid)
+            continue;
+        int length = snprintf(number, sizeof number, first ? "%u" : ",%u", (unsigned)making->caller.groups[i]);
+        first = 0;
         CHECK(strncmp(groups, number, (size_t)length) == 0);
         groups += length;
     }
