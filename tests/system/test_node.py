@@ -252,7 +252,7 @@ def test_nothing_survives_a_killed_test_run() -> None:
         pids = process.stdout.readline().split()
         assert len(pids) == 2 + 2 + 2
         process.kill()
-    assert not nodes._until(lambda: [pid for pid in pids if _alive(pid)], 5)
+    assert not nodes.until(lambda: [pid for pid in pids if _alive(pid)], 5)
 
 
 def _alive(pid: str) -> bool:
@@ -294,7 +294,7 @@ def test_images(node: Node, image: Tree, fmt: str) -> None:
     assert node.run(command, check=True).stdout == "hello from the image\n"
     other = node.add_image("docker:lab/tiny:1", image, fmt, ident="other")
     assert node.run("readlink /images/tags/docker:lab%2Ftiny:1").stdout.strip() == other == "other"
-    assert not nodes._until(node.loops, 5)
+    assert not nodes.until(node.loops, 5)
 
 
 def test_a_changed_copy_of_the_image(image: Tree, tmp_path: Path) -> None:
@@ -319,11 +319,3 @@ def test_a_changed_copy_of_the_image(image: Tree, tmp_path: Path) -> None:
 )
 def test_normal_tag(tag: str, normal: str) -> None:
     assert normal_tag(tag) == normal
-
-
-def test_several_nodes_are_apart() -> None:
-    with nodes.nodes(3, install=None) as three:
-        assert [n.run("hostname").stdout.strip() for n in three] == ["node1", "node2", "node3"]
-        three[0].write("/tmp/x", "1")
-        assert not three[1].exists("/tmp/x")
-        assert len({n.run("readlink /proc/1/ns/pid").stdout for n in three}) == 3
