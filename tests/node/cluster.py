@@ -11,7 +11,7 @@ parallel file system would be: made here, seen and kept alive by the nodes only.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -83,7 +83,7 @@ class Cluster(Sequence[Node]):
     def __init__(self, count: int, shared: bool = False, *, disk: bool = False, **options: Any) -> None:
         if not 0 < count <= MOST:
             raise ValueError(f"a cluster of {count} nodes: 1 to {MOST} have addresses in {NETWORK}.0/24")
-        self.addresses: Mapping[str, str] = {f"node{n}": f"{NETWORK}.{n}" for n in range(1, count + 1)}
+        self.addresses = {f"node{n}": f"{NETWORK}.{n}" for n in range(1, count + 1)}
         self._nodes: list[Node] = []
         self._network: Network | None = None
         self._scratch = scratch()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,7 @@ class Node(Files):
     install   the installation to show at /opt/shifter (None: none)
     home      a directory of the host to show at /home; None: the node's own
     images    a directory of the host to show at /images, which is then not the node's to clean up
-    hosts     names and addresses for /etc/hosts
+    hosts     names and addresses for /etc/hosts, its own among them; None: its name is 127.0.1.1
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Node(Files):
         install: Path | None = STAGE,
         home: Path | None = None,
         images: Path | None = None,
-        hosts: Mapping[str, str] | None = None,
+        hosts: dict[str, str] | None = None,
     ) -> None:
         self._disk = scratch() if disk else None
         self._images = self._disk or images
@@ -199,8 +199,8 @@ class Node(Files):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        if not self.exists(f"{PREFIX}/bin/shifterctl"):
-            return ""
+        if not self.exists(f"{PREFIX}/bin/shifterctl") or not self.exists("/run/shifter"):
+            return ""  # nothing was ever built here
         done = self.shifterctl("gc", "--all")
         said = f"\nshifterctl gc --all: exit {done.returncode}\n{done.stdout}{done.stderr}"
         if done.returncode:

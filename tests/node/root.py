@@ -66,7 +66,7 @@ class Root:
     install: Path | None
     home: Path | None
     images: Path | None
-    hosts: Mapping[str, str]
+    hosts: dict[str, str]
 
     def enter(self, place: str) -> None:
         """Mount all of it on *place* and go there. Any directory will do: it is covered in this namespace only."""
@@ -146,13 +146,13 @@ class Root:
         passwd = ["root:x:0:0:root:/root:/bin/sh", *_of_the_host("passwd", USERS)]
         passwd += [f"{u.name}:x:{u.uid}:{u.gid}:{u.name.title()}:{u.home}:{u.shell}" for u in people]
         group = [*_of_the_host("group", GROUPS), *(f"{g}:x:{gid}:{','.join(members[g])}" for g, gid in GROUPS.items())]
-        hosts = {self.name: "127.0.1.1"} | dict(self.hosts)
+        hosts = {"localhost": "127.0.0.1"} | (self.hosts or {self.name: "127.0.1.1"})
         files = {
             "passwd": passwd,
             "group": group,
             "shadow": [f"{line.split(':')[0]}:*:19000:0:99999:7:::" for line in passwd],
             "hostname": [self.name],
-            "hosts": ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in hosts.items())],
+            "hosts": [f"{address} {name}" for name, address in hosts.items()],
             "resolv.conf": ["nameserver 127.0.0.1"],
             "nsswitch.conf": ["passwd: files", "group: files", "shadow: files", "hosts: files dns"],
         }

@@ -140,13 +140,7 @@ class Listener:
 
 def listeners(pid: int) -> list[Listener]:
     """Listening TCP sockets of the network namespace that process *pid* is in, in the order of their ports."""
-    holders: dict[str, list[int]] = {}
-    for member in members("net", os.readlink(f"/proc/{pid}/ns/net")):
-        with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{member}/fd"):
-                with contextlib.suppress(OSError):
-                    holders.setdefault(os.readlink(f"/proc/{member}/fd/{fd}"), []).append(member)
-    found = []
+    sockets: dict[str, tuple[str, int]] = {}
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -155,8 +149,15 @@ def listeners(pid: int) -> list[Listener]:
                     address, _, port = local.partition(":")
                     words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
                     shown = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words))
-                    pids = tuple(sorted(set(holders.get(f"socket:[{inode}]", ()))))
-                    found.append(Listener(shown, int(port, 16), pids))
+                    sockets[f"socket:[{inode}]"] = (shown, int(port, 16))
+    # Whoever holds them is looked for afterwards: a socket that is made meanwhile is not in the list.
+    holders: dict[str, set[int]] = {name: set() for name in sockets}
+    for member in members("net", os.readlink(f"/proc/{pid}/ns/net")):
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{member}/fd"):
+                with contextlib.suppress(OSError, KeyError):
+                    holders[os.readlink(f"/proc/{member}/fd/{fd}")].add(member)
+    found = [Listener(*where, tuple(sorted(holders[name]))) for name, where in sockets.items()]
     return sorted(found, key=lambda one: (one.port, one.address))
 
 
