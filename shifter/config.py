@@ -31,9 +31,9 @@ _BLANKS = " \t\r"
 _IGNORED = frozenset(
     """
     allowLibcPwdCalls autoLoadKernelModule batchType chmodPath cpPath ddPath etcPath gatewayTimeout imageGateway
-    insmodPath kmodBasePath kmodCacheFile loopMount mkfsXfsPath modprobePath mvPath nodeContextPrefix optUdiImage
+    insmodPath kmodBasePath kmodCacheFile loopMount mkfsXfsPath modprobePath mvPath nodeContextPrefix
     optionalSshdAsRoot perNodeCacheAllowedFsType perNodeCachePath perNodeCacheSizeLimit populateEtcDynamically
-    rootfsType system udiMount udiRootPath
+    rootfsType udiMount udiRootPath
     """.split()
 )
 """Keys of C Shifter that mean nothing here: accepted, so that an existing udiRoot.conf loads."""
@@ -44,6 +44,10 @@ _MISSING = {
     "defaultModules": "this version has no modules",
 }
 """Keys of C Shifter that would change what users see: refused, because to ignore them would be silently wrong."""
+
+
+_OLD_NAMES = {"optUdiImage": "udiImagePath"}
+"""Names that C Shifter's configuration files have for keys of this version."""
 
 
 class Setting:
@@ -82,6 +86,10 @@ class Config:
         self.udiMaxAge = 12 * 3600
         self.udiMaxPerUser = 16
         self.udiBuildTimeout = 120
+        self.udiImagePath = ""
+        self.system = ""
+        self.sshdPort = (1204, 1204)
+        self.sshSecretFile = ""
         self.settings: "dict[str, list[Setting]]" = {}
         self.ignored: "list[tuple[str, str]]" = []
         self.files: "list[tuple[str, posix.stat_result]]" = []
@@ -98,6 +106,8 @@ class Config:
         values: "list[tuple[str, str | int | bool | list[str], str]]" = []
         for key in KEYS:
             value = getattr(self, key)
+            if key == "sshdPort":
+                value = port_range(value)
             values.append((key, list(map(str, value)) if isinstance(value, list) else value, self.where(key)))
         return values
 
@@ -201,6 +211,7 @@ def _check_characters(text: str, where: str) -> None:
 
 def _assign(config: Config, key: str, setting: Setting) -> None:
     """Check one setting and put its value into *config*. Raises ConfigError."""
+    key = _OLD_NAMES.get(key, key)
     parser = KEYS.get(key)
     if parser is None:
         _other_key(config, key, setting)
@@ -275,6 +286,24 @@ def _duration(low: int) -> "Callable[[str, Setting], int]":
         return seconds
 
     return parse
+
+
+def _ports(text: str, setting: Setting) -> "tuple[int, int]":
+    """Parse ``FIRST`` or ``FIRST-LAST``, TCP ports that need no privilege."""
+    first, dash, last = text.partition("-")
+    low = _number(first.strip(_BLANKS), 1024, 65535, "a port")
+    return low, _number(last.strip(_BLANKS), low, 65535, "a port") if dash else low
+
+
+def port_range(ports: "tuple[int, int]") -> str:
+    """Return *ports* as they are written in a configuration."""
+    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}"
+
+
+def _word(text: str, setting: Setting) -> str:
+    if not text or any(char in text for char in _BLANKS):
+        raise ValueError(f"{show(text)} is not one word")
+    return text
 
 
 def _one_of(*words: str) -> "Callable[[str, Setting], str]":
@@ -364,5 +393,9 @@ KEYS: "dict[str, Callable[[str, Setting], object]]" = {
     "udiMaxAge": _duration(1),
     "udiMaxPerUser": _count(1, 10000),
     "udiBuildTimeout": _duration(1),
+    "udiImagePath": _directory,
+    "system": _word,
+    "sshdPort": _ports,
+    "sshSecretFile": _directory,
 }
 """Every key of this version and the parser of its value; an attribute of Config has the default."""

@@ -33,10 +33,15 @@ class Builder:
     """One build. ``step`` is told what is being done, for ``-v`` and for the message when the builder dies."""
 
     def __init__(
-        self, config: Config, request: Request, step: "Callable[[str], None]", prefix: str, given: "dict[str, bytes]"
+        self,
+        config: Config,
+        request: Request,
+        step: "Callable[[str], None]",
+        prefix: str,
+        given: "dict[str, tuple[bytes, int, int]]",
     ) -> None:
         self.given = given
-        """Files that setupRoot made for the job, by name."""
+        """Files that setupRoot made for the job: content, mode and owner by name."""
         self.config = config
         self.request = request
         self.step = step
@@ -54,6 +59,7 @@ class Builder:
         self.local = -1
         self.devpts = ""
         self.settings: list[plan.Setting] = []
+        self.udi_image = False
 
     def resolve_image(self) -> None:
         """Find the image, check that this user may have it, and open it. Raises ImageError, AccessError, UsageError."""
@@ -85,10 +91,12 @@ class Builder:
         site = self.sources.site()
         users = self.sources.users()
         system = self.sources.system(self.host.is_mounted("/sys/fs/cgroup"))
+        udi_image = self.sources.udi_image()
         self.devpts = self._devpts_mode()
+        self.udi_image = udi_image is not None
         files = etc.EtcFiles(self.config, self.request, self.host, self.account)
         self.settings = self._settings()
-        return [self._image_operation(), *self._operations(system, site, users, files), *self.settings]
+        return [self._image_operation(), *self._operations(system, udi_image, site, users, files), *self.settings]
 
     def make(self, operations: "list[plan.Operation]", home: int) -> str:
         """Build the UDI by its plan, pin it, write its record, and return its key. *home*: the namespace of the pins.
@@ -186,12 +194,19 @@ class Builder:
                 found += [plan.Setting(f"env.{name}", text, f"{key} at {setting}") for text in texts]
         found += [plan.Setting("entry", word, image) for word in self.meta.entry or ()]
         found += [plan.Setting("cmd", word, image) for word in self.meta.cmd or ()]
+        if self.udi_image:
+            found.append(plan.Setting("env.append", "PATH=/opt/udiImage/bin", "every UDI has it"))
         if self.meta.workdir:
             found.append(plan.Setting("workdir", self.meta.workdir, image))
         return found
 
     def _operations(
-        self, system: "list[binds.Bind]", site: "list[binds.Bind]", users: "list[binds.Bind]", files: etc.EtcFiles
+        self,
+        system: "list[binds.Bind]",
+        udi_image: "binds.Bind | None",
+        site: "list[binds.Bind]",
+        users: "list[binds.Bind]",
+        files: etc.EtcFiles,
     ) -> "list[plan.Operation]":
         """Return the operations that make the file system of this UDI, in their order."""
         image, ours = f"image {self.request.ref}", "every UDI has it"
@@ -210,6 +225,7 @@ class Builder:
             plan.ImageDirectory("/opt", ("udiImage", shifter), image),
             plan.Etc(files, [("mtab", "/proc/mounts")], self._shell, ours),
             *system,
+            *self._udi_image(udi_image),
             plan.NewMount("/proc", "proc", self._proc_options(), ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_NOEXEC, ours),
         ]
         if self.devpts == "private":
@@ -222,10 +238,20 @@ class Builder:
             )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if self.request.setup:
-            operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"], "setupRoot -N"))
+            operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"][0], "setupRoot -N"))
         if site or users:
             operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
         return [*operations, *site, *users]
+
+    def _udi_image(self, bind: "binds.Bind | None") -> "list[plan.Operation]":
+        """Return the operations of /opt/udiImage: its programs, and in a job's UDI the keys and settings of this job."""
+        if bind is None:
+            return []
+        operations: list[plan.Operation] = [plan.Directory(bind.path, bind.reason), bind]
+        files = [(name.removeprefix("etc."), *file) for name, file in self.given.items() if name.startswith("etc.")]
+        if files:
+            operations.append(plan.Files("/opt/udiImage/etc", files, "setupRoot"))
+        return operations
 
     def _proc_options(self) -> "dict[str, str | None]":
         """Return the options that keep the node's own hidepid, gid and subset in force in a new procfs."""

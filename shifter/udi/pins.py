@@ -289,9 +289,13 @@ def keep_newest(directory: str, count: int) -> None:
         remove_udi(f"{directory}/{key}")
 
 
-def read_files(directory: str) -> "dict[str, bytes]":
-    """Return the content of each file in a directory of root's own, by name."""
-    return {name: _read(f"{directory}/{name}") for name in posix.listdir(directory)}
+def read_files(directory: str) -> "dict[str, tuple[bytes, int, int]]":
+    """Return content, mode and owner of each file in a directory of root's own, by name."""
+    found = {}
+    for name in posix.listdir(directory):
+        status = posix.stat(f"{directory}/{name}", follow_symlinks=False)
+        found[name] = (_read(f"{directory}/{name}"), status.st_mode & 0o777, status.st_uid)
+    return found
 
 
 def write_file(path: str, data: bytes) -> None:

@@ -218,6 +218,32 @@ class BindInside(Operation):
         assembly.attach(mount, self.path)
 
 
+class Files(Operation):
+    """A directory whose whole content is generated: (name, content, mode, owner) of each file; read-only."""
+
+    KIND = "files"
+
+    def __init__(self, path: str, files: "list[tuple[str, bytes, int, int]]", reason: str) -> None:
+        super().__init__(path, reason)
+        self.files = files
+
+    def text(self) -> str:
+        return f"files in {self.path}: {self._names()}"
+
+    def details(self) -> "list[tuple[str, str]]":
+        return [("generated", self._names())]
+
+    def _names(self) -> str:
+        return " ".join(sorted(name for name, _, _, _ in self.files))
+
+    def execute(self, assembly: Assembly) -> None:
+        layer = assembly.new_layer([])
+        for name, data, mode, owner in self.files:
+            write_new(assembly.generated, f"{layer}/{name}", data, mode)
+            posix.chown(f"{layer}/{name}", owner, -1, dir_fd=assembly.generated, follow_symlinks=False)
+        assembly.attach_layer(layer, self.path)
+
+
 class Image(Operation):
     """The image file of the UDI, mounted once per node; it is in place before the other operations (image_mounts.py)."""
 

@@ -134,6 +134,24 @@ class Sources:
             binds.append(Bind(path, path, clone, "rec" if recursive else "", "every UDI has it"))
         return binds
 
+    def udi_image(self) -> "Bind | None":
+        """Clone the udiImage, the programs that every UDI has in /opt/udiImage; None if this installation has none."""
+        path = self.config.udiImagePath or f"{self.prefix}/libexec/shifter/opt/udiImage"
+        try:
+            try:
+                source = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            except PermissionError:  # a file system that trusts no root: everybody may read what is there
+                with self.user:
+                    source = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        except OSError as error:
+            if not self.config.udiImagePath and isinstance(error, FileNotFoundError):
+                return None  # built with WITH_SSHD=0
+            where = self.config.where("udiImagePath")
+            raise BuildError(f"udiImagePath {path}: {source_fault(error)} ({where})") from None
+        clone = clone_for_udi(source, False, False, ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_RDONLY)
+        posix.close(source)
+        return Bind("/opt/udiImage", path, clone, "ro", f"udiImagePath ({self.config.where('udiImagePath')})")
+
     def own_opt(self) -> str:
         """Return NAME if Shifter is installed in /opt/NAME, else ""; the image's own /opt/NAME is then not shown."""
         parts = volumes.components(self.prefix)
