@@ -6,12 +6,15 @@ import time
 
 import pytest
 
+from tests.images import Tree
 from tests.node import PREFIX, Node
 
 SETUP, UNSETUP = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot"
 
 
-def setup(node: Node, *args: str, user: str = "alice", image: str = "tiny:1", **options: object) -> subprocess.CompletedProcess[str]:
+def setup(
+    node: Node, *args: str, user: str = "alice", image: str = "tiny:1", **options: object
+) -> subprocess.CompletedProcess[str]:
     return node.run([SETUP, "-u", user, *args, "docker", image], **options)  # type: ignore[arg-type]
 
 
@@ -44,3 +47,179 @@ def test_job_from_beginning_to_end(tiny_node: Node) -> None:
     assert not tiny_node.exists("/run/shifter/jobs/17")
     assert "no image" in tiny_node.shifter("true").stderr
     assert unsetup(tiny_node, "--job", "17").returncode == 0
+
+
+def udis(node: Node) -> list[str]:
+    return [udi["key"] for udi in json.loads(node.shifterctl("ps", "--json").stdout)]
+
+
+def test_the_same_again_changes_nothing(tiny_node: Node) -> None:
+    for verdict in ("set up in", "was set up already", "was set up already"):
+        done = setup(tiny_node, "--job", "5", "-V", "-v", "/tmp:/mnt")
+        assert done.returncode == 0 and verdict in done.stdout, done
+    namespace = works(tiny_node, "readlink", "/proc/self/ns/mnt")
+    done = setup(tiny_node, "--job", "5", "-V", "-v", "/tmp:/mnt")
+    assert works(tiny_node, "readlink", "/proc/self/ns/mnt") == namespace
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+@pytest.mark.parametrize("change", [["-v", "/tmp:/mnt"], ["--restart", "1"], ["-N", "node1/3"]])
+def test_another_request_takes_the_old_one_down(tiny_node: Node, change: list[str]) -> None:
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    sleeper = tiny_node.popen([f"{PREFIX}/bin/shifter", "sleep", "1000"], "alice")
+    done = setup(tiny_node, "--job", "5", *change)
+    assert done.returncode == 0
+    assert "job 5 was set up before, for another request, user or restart: taken down first" in done.stderr
+    assert sleeper.wait(10) != 0
+    assert udis(tiny_node) == ["job.5"]
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+def test_unnamed_slot(tiny_node: Node) -> None:
+    assert setup(tiny_node).returncode == 0
+    assert works(tiny_node, "id", "-un") == "alice\n"
+    assert setup(tiny_node).returncode == 0
+    for done in (setup(tiny_node, user="bob"), setup(tiny_node, "-v", "/tmp:/mnt")):
+        assert done.returncode == 1 and "unsetupRoot it first" in done.stderr
+    assert setup(tiny_node, "--job", "8", user="bob").returncode == 0
+    assert unsetup(tiny_node).returncode == 0
+    assert udis(tiny_node) == ["job.8"]
+    assert unsetup(tiny_node, "--job", "8").returncode == 0
+
+
+def test_two_jobs_of_one_user(tiny_node: Node) -> None:
+    for job in ("5", "6"):
+        assert setup(tiny_node, "--job", job, "-N", f"node{job}/1").returncode == 0
+    done = tiny_node.shifter("cat", "/var/hostsfile")
+    assert done.returncode == 125 and "have a UDI here: say which one by SHIFTER_JOB_ID" in done.stderr
+    for name in ("SLURM_JOB_ID", "SHIFTER_JOB_ID", "PBS_JOBID"):
+        assert works(tiny_node, "cat", "/var/hostsfile", env={name: "6"}) == "node6\n"
+    # Of a job without a UDI here, nothing is guessed.
+    done = tiny_node.shifter("true", env={"SLURM_JOB_ID": "7"})
+    assert done.returncode == 125
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+    assert works(tiny_node, "cat", "/var/hostsfile") == "node6\n"
+    assert unsetup(tiny_node, "--job", "6").returncode == 0
+
+
+def test_another_image_or_volume_in_a_job(tiny_node: Node, image: Tree) -> None:
+    """A UDI of its own, which goes with the job."""
+    tiny_node.add_image("docker:other:1", image, "VFS")
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    done = tiny_node.shifter("-v", "--image=other:1", "true")
+    assert done.returncode == 0 and "the UDI of job 5 is another: not the same image" in done.stderr
+    done = tiny_node.shifter("-v", "--image=tiny:1", "--volume=/tmp:/mnt", "true")
+    assert done.returncode == 0 and "not the same volume" in done.stderr
+    assert len(udis(tiny_node)) == 3
+    sleeper = tiny_node.popen([f"{PREFIX}/bin/shifter", "--image=other:1", "sleep", "1000"], "alice")
+    tiny_node.shifter("--image=other:1", "true", check=True)
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+    assert sleeper.wait(10) == -9
+    assert udis(tiny_node) == []
+
+
+def test_job_is_never_reaped(tiny_node: Node) -> None:
+    tiny_node.conf(udiIdleTime=1, udiMaxAge=1, udiMaxPerUser=1)
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    for number in range(3):
+        tiny_node.shifter("--image=tiny:1", f"--volume=/tmp:/mnt{number}", "true", check=True)
+    time.sleep(2.1)
+    tiny_node.shifterctl("gc", check=True)
+    assert udis(tiny_node) == ["job.5"]
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+STUBBORN = {
+    "ignores signals": "trap '' TERM INT HUP; while :; do sleep 1; done",
+    "stopped": "kill -STOP $$; sleep 1000",
+    "another namespace and session": "setsid unshare -Urm sh -c 'sleep 1000' & wait",
+    "working directory in a volume": "cd /mnt; sleep 1000",
+    "forks": "f() { sleep 1000 & sleep 1000 & sleep 1000 & (f2 &) ; }; f2() { while :; do (sleep 0.01 &); done; }; f; f2",
+}
+
+
+@pytest.mark.parametrize("kind", STUBBORN)
+def test_everything_ends_with_the_job(tiny_node: Node, kind: str) -> None:
+    assert setup(tiny_node, "--job", "5", "-v", "/tmp:/mnt").returncode == 0
+    running = tiny_node.popen([f"{PREFIX}/bin/shifter", "sh", "-c", STUBBORN[kind]], "alice")
+    while not json.loads(tiny_node.shifterctl("ps", "--json").stdout)[0]["pids"]:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    done = unsetup(tiny_node, "--job", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert running.wait(10) == -9
+    assert udis(tiny_node) == []
+
+
+def test_who_holds_the_namespace_is_named(tiny_node: Node) -> None:
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    held = tiny_node.popen("exec 7< /run/shifter/udi/5001/job.5/ns; exec sleep 1000")
+    while tiny_node.run(f"readlink /proc/{held.pid}/fd/7").returncode and held.poll() is None:
+        time.sleep(0.02)
+    done = unsetup(tiny_node, "--job", "5")
+    assert done.returncode == 1
+    assert "of root (it holds the namespace as descriptor 7)" in done.stderr
+    held.kill()
+    held.communicate()
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-u", "alice", "docker", "missing:1"], "missing:1"),
+        (["-u", "nobody-here", "docker", "tiny:1"], "does not know that account"),
+        (["-u", "root", "docker", "tiny:1"], "uid 0 and gid 0 are refused"),
+        (["-u", "alice", "-U", "5002", "docker", "tiny:1"], "user alice has uid 5001 on this node, not 5002"),
+        (["docker", "tiny:1"], "whose job?"),
+        (["-u", "alice", "weird", "tiny:1"], "image type 'weird'"),
+        (["-u", "alice", "docker"], "Missing argument"),
+        (["-u", "alice", "--job", "../x", "docker", "tiny:1"], "job id '../x'"),
+        (["-u", "alice", "-N", "a b/0", "docker", "tiny:1"], "node 'b/0': NAME/TASKS"),
+        (["-u", "alice", "-N", "a\";x", "docker", "tiny:1"], "is no host name"),
+        (["-u", "alice", "-v", "/tmp:/etc", "docker", "tiny:1"], "belongs to the system"),
+        (["-u", "alice", "-v", "/nowhere:/x", "docker", "tiny:1"], "volume /nowhere: No such file"),
+        (["-u", "alice", "-m", "gpu", "docker", "tiny:1"], "none configured"),
+    ],
+)  # fmt: skip
+def test_refused(tiny_node: Node, args: list[str], message: str) -> None:
+    done = tiny_node.run([SETUP, *args])
+    assert done.returncode != 0 and done.stdout == ""
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert udis(tiny_node) == []
+    assert tiny_node.run("ls /run/shifter/jobs 2>/dev/null").stdout == ""
+
+
+def test_command_line_of_older_prologs(tiny_node: Node) -> None:
+    ident = tiny_node.run("readlink /images/tags/*", check=True).stdout.split("/")[-1].strip()
+    done = tiny_node.run(
+        [SETUP, "docker", "-U", "5001", "-G", "5001", ident, "-u", "alice", "-N", "n1/1 n2/2", "-m", "none"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert works(tiny_node, "cat", "/var/hostsfile") == "n1\nn2\nn2\n"
+    assert tiny_node.run([UNSETUP, "whatever"]).returncode == 0
+
+
+def test_only_root(tiny_node: Node) -> None:
+    for program in (SETUP, UNSETUP):
+        done = tiny_node.run([program, "docker", "tiny:1"], "alice")
+        assert done.returncode == 1 and "only root" in done.stderr
+
+
+def test_access_list_that_changed(node: Node, image: Tree) -> None:
+    ident = node.add_image("docker:closed:1", image, user_acl=[5001])
+    assert setup(node, "--job", "5", image="closed:1").returncode == 0
+    node.write(f"/images/{ident}.meta", "FORMAT: squashfs\nUSERACL: 5003\n")
+    done = node.shifter("true")
+    assert done.returncode == 125 and "perhaps its access list" in done.stderr
+    assert unsetup(node, "--job", "5").returncode == 0
+    done = setup(node, "--job", "5", image="closed:1")
+    assert done.returncode == 1
+
+
+def test_wiped_while_a_job_runs(tiny_node: Node) -> None:
+    """unsetupRoot ends what it can find; what was set up is gone with /run/shifter."""
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    tiny_node.run("umount /run/shifter/udi/5001/job.5/ns /run/shifter/store; umount -l /run/shifter", check=True)
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+    assert "no image" in tiny_node.shifter("true").stderr

@@ -267,7 +267,9 @@ class Login:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def ssh(self, command: str, *options: str, key: str = "ed25519", check: bool = True) -> subprocess.CompletedProcess[str]:
+    def ssh(
+        self, command: str, *options: str, key: str = "ed25519", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Log in and run a command."""
         words = " ".join(options)
         return self.inside(
@@ -324,7 +326,9 @@ def test_files_go_both_ways(login: Login) -> None:
     for scp in ("scp", "scp -O"):
         login.inside(f"cd && /opt/udiImage/bin/{scp} -q {options} big 127.0.0.1:there && cmp big there && rm there")
         login.inside(f"cd && /opt/udiImage/bin/{scp} -q {options} 127.0.0.1:big back && cmp big back && rm back")
-    login.inside(f"cd && printf 'put big up\nget up down\n' | /opt/udiImage/bin/sftp -q {options} -b - 127.0.0.1 && cmp big down")
+    login.inside(
+        f"cd && printf 'put big up\nget up down\n' | /opt/udiImage/bin/sftp -q {options} -b - 127.0.0.1 && cmp big down"
+    )
     master = f"{options} -o ControlPath=/tmp/master"
     login.inside(f"{SSH} {master} -fMN 127.0.0.1 && {SSH} {master} 127.0.0.1 true && {SSH} {master} -O exit 127.0.0.1")
 
