@@ -4,9 +4,9 @@ import re
 import subprocess
 import sys
 
+import mutants
 import pytest
 
-import mutants
 from tests.node import REPO
 
 
