@@ -101,7 +101,7 @@ def ours(image_format: str, volumes: int = 0) -> Callable[[], list[str]]:
 
     def set_up() -> list[str]:
         for number in range(volumes):
-            run("install", "-d", "-o", UID, f"/home/volumes/{number}")
+            run("install", "-d", "-o", str(UID), f"/home/volumes/{number}")
         return with_volumes(common.ours(image_format, TRUE), volumes)
 
     return set_up

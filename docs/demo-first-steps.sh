@@ -92,6 +92,8 @@ show shifter --image=debian:12 cat /etc/os-release
 show shifter --image=debian:12 id
 show shifter --image=debian:12 ls -la "$home"
 show shifter --image=debian:12 python3 -c 'import sys; print("Python of the image:", sys.version.split()[0])'
+show shifter --image=debian:12 --volume=/usr/share/doc:/data/new:ro ls -d /data/new/bash
+show shifterctl plan -- --image=debian:12 --volume=/usr/share/doc:/data/new:ro | grep -v 'every UDI has it'
 
 mkdir -p "$SCRIPT_DIR"
 cat > "$SCRIPT_DIR/hello.sh" <<SCRIPT
@@ -116,8 +118,7 @@ cat <<NEXT
   su -P - $user -c '$PREFIX/bin/shifter --image=debian:12 /bin/bash'
                                    a shell in the image
   export PATH=$PREFIX/bin:\$PATH   the commands are there; then, as $user:
-  shifter --image=debian:12 --volume=/usr/share:/mnt ls /mnt
-                                   a directory of the node in the image
+  bash docs/demo-volumes.sh        volumes, and what is refused (as $user)
   shifterctl ps                    the prepared images of this node
   shifterimg images                the image store
   shifterimg import SOURCE docker:NAME:TAG
