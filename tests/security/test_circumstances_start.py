@@ -105,7 +105,7 @@ def start(node: Node, what: Circumstance, request: int, terminal: int, hard: boo
         for fd in what.closed:
             os.close(fd)
 
-    words = [DOOR, "--image=tiny:1", f"--volume=/home/alice:/mnt{'/' * request}", "/bin/busybox", "sh", "-c", "exit 6"]
+    words = [DOOR, "--image=tiny:1", f"--volume=/home/alice:/srv{'/' * request}", "/bin/busybox", "sh", "-c", "exit 6"]
     limits = [limit if hard else limit + ":" for limit in what.limits.split()]  # with a colon: the soft one only
     before = ["/usr/bin/prlimit", *limits] if limits else []
     return node.popen(
