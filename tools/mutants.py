@@ -136,16 +136,17 @@ class Copy:
         if done.returncode != 0:
             raise MutantError(f"it can't be built:\n{done.stdout}{done.stderr}")
 
-    def failures(self, tests: Iterable[str]) -> list[str]:
-        """Run *tests* up to the first that fails, and return what it said. Raises MutantError if none was run."""
+    def failures(self, tests: Iterable[str], *options: str) -> list[tuple[str, str]]:
+        """Run *tests* and return (test, message) of those that failed. Raises MutantError unless each was run."""
         report = self.top / "build/mutant.xml"
         report.unlink(missing_ok=True)
-        pytest = ["build/venv/bin/python", "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        pytest = ["build/venv/bin/python", "-B", "-m", "pytest", "-q", *options, "-p", "no:cacheprovider"]
         done = self._run([*pytest, f"--junitxml={report}", *tests])
         if done.returncode not in (0, 1) or not report.exists():
             raise MutantError(f"pytest: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-        said = [fault.get("message", "") for case in cases for fault in case if fault.tag in ("failure", "error")]
+        faults = [(case, fault) for case in cases for fault in case if fault.tag in ("failure", "error")]
+        said = [(f"{case.get('classname')}::{case.get('name')}", fault.get("message", "")) for case, fault in faults]
         if not cases or any(case.find("skipped") is not None for case in cases) or bool(said) != bool(done.returncode):
             raise MutantError(f"pytest: not every test was run\n{done.stdout[-2000:]}")
         return said
@@ -159,7 +160,7 @@ class Copy:
                 originals[path] = path.read_bytes()
                 path.write_text(text)
             self.build()
-            said = self.failures(mutant.tests)
+            said = [message for _, message in self.failures(mutant.tests, "-x")]
             state = "killed" if any(map(_NOTICED.match, said)) else "BROKEN" if said else "SURVIVED"
             return Result(state, time.monotonic() - start, said[0].splitlines()[0] if said else "")
         except (MutantError, subprocess.TimeoutExpired) as error:
@@ -190,7 +191,7 @@ def run(mutants: Sequence[Mutant], count: int = AT_A_TIME) -> Iterator[tuple[Mut
     with copies(count) as free, ThreadPoolExecutor(count) as pool:
         tests = sorted({test for mutant in mutants for test in mutant.tests})
 
-        def check(number: int) -> list[str]:
+        def check(number: int) -> list[tuple[str, str]]:
             copy = free.get()
             copy.build()
             try:
@@ -205,7 +206,7 @@ def run(mutants: Sequence[Mutant], count: int = AT_A_TIME) -> Iterator[tuple[Mut
             finally:
                 free.put(copy)
 
-        if said := [text for texts in pool.map(check, range(count)) for text in texts]:
+        if said := [f"{test}: {text}" for found in pool.map(check, range(count)) for test, text in found]:
             raise MutantError("without any mutant a test fails:\n" + "\n".join(said))
         yield from zip(mutants, pool.map(attempt, mutants), strict=True)
 
