@@ -9,7 +9,7 @@ A mutant is a patch in tests/security/mutants that takes one check away. Its fir
 
 The tests are run in a copy of the tree: first without any patch, where they have to pass, then once for each patch. A
 mutant is killed if its test fails by an assertion, a leak or a time-out. Anything else is a finding: it survived, or it is
-broken (no patch, no build, no such test, a test that stumbles). Two run at a time.
+broken (no patch, no build, no such test, a test that stumbles).
 """
 
 import argparse
@@ -215,11 +215,13 @@ def main() -> None:
     """Run the mutants that are named, or all; exit 1 if one is not killed."""
     parser = argparse.ArgumentParser(description="Take checks away one by one; the tests must notice.")
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("-j", "--jobs", type=int, default=AT_A_TIME, metavar="NUMBER", help="so many at a time")
+    asked = parser.parse_args()
     failed = 0
     try:
-        mutants = read_all(parser.parse_args().names)
+        mutants = read_all(asked.names)
         width = max(len(mutant.name) for mutant in mutants)
-        for mutant, result in run(mutants):
+        for mutant, result in run(mutants, asked.jobs):
             failed += result.state != "killed"
             print(
                 f"{mutant.name:{width}} {result.state:8} {result.seconds:5.0f} s  {' '.join(mutant.tests)}", flush=True
