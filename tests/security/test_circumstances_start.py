@@ -155,6 +155,7 @@ def test_builder_never_shows_who_called(tiny_node: Node, terminal: int) -> None:
     assert wrong == []
     assert expected["environment"] == b"LC_ALL=C\0" and expected["leads its session"] is True
     assert expected["terminal, nice, policy"] == ("0", "0", "0")
+    assert "/dev/pts/" not in str(expected["descriptors"]), "every one of these doors has its terminal"
 
 
 def test_limits_that_root_can_not_raise(tiny_node: Node, terminal: int) -> None:
