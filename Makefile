@@ -198,7 +198,7 @@ stage:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/stage PREFIX=/opt/shifter SYSCONFDIR=/etc/shifter LOCALSTATEDIR=/var
 
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
-.PHONY: test soak lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
+.PHONY: test soak mutants lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
@@ -207,6 +207,9 @@ test: deps
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
 	@$(MAKE) -s stage build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
+MUTANTS ?=
+mutants: deps ## each check that docs/security.md names is taken away, one by one: a test must notice (tools/mutants.py)
+	@$(VPY) -B tools/mutants.py $(MUTANTS)
 
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff format --check --quiet .
@@ -246,5 +249,5 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 help:
-	@echo 'make demo | install | uninstall | test | soak | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
+	@echo 'make demo | install | uninstall | test | soak | mutants | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
 	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='
