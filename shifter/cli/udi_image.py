@@ -62,10 +62,12 @@ def load(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ShifterError(f"{path} is not there: Shifter was installed without its OpenSSH (make WITH_SSHD=0)") from None
+        raise ShifterError(
+            f"{path} is not there: Shifter was installed without its OpenSSH (make WITH_SSHD=0)"
+        ) from None
     except ValueError:
         raise FormatError(f"{path}: not a JSON document; make install writes it anew") from None
-    if not isinstance(manifest, dict) or not KEYS <= manifest.keys():
+    if not isinstance(manifest, dict) or KEYS - manifest.keys():
         raise FormatError(f"{path}: not a manifest of this version; make install writes it anew")
     return manifest
 
@@ -80,7 +82,11 @@ def available(packages: list[str]) -> dict[str, str]:
     """Return the version of each package that apt would install from an archive; without those that its lists lack."""
     try:
         done = subprocess.run(
-            ["apt-cache", "policy", *packages], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            ["apt-cache", "policy", *packages],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
     except FileNotFoundError:
         return {}
@@ -102,4 +108,7 @@ def candidates(policy: str) -> dict[str, str]:
 def is_newer(version: str, built: str) -> bool:
     """Return whether *version* is later than *built*, as dpkg compares them; a rebuild of the same source is not."""
     source = re.sub(r"\+b\d+$", "", version)
-    return subprocess.run(["dpkg", "--compare-versions", source, "gt", built], env=ENVIRONMENT, check=False).returncode == 0
+    return (
+        subprocess.run(["dpkg", "--compare-versions", source, "gt", built], env=ENVIRONMENT, check=False).returncode
+        == 0
+    )
