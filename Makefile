@@ -224,15 +224,16 @@ soak: deps ## the tests marked soak with large numbers, and a report in docs/soa
 	@$(MAKE) -s stage build/door-driver build/fuzz/.stamp
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
+LINT_SRC   := $(DOOR_SRC) $(sort $(wildcard udiImage/*.c))
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
-	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(LINT_SRC); \
+	clang-tidy --quiet $(LINT_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(LINT_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
 
 FUZZ_RUNS    ?= 1000000
 FUZZ_SECONDS ?= 0
