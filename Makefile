@@ -126,11 +126,13 @@ FUZZ_SRC     := $(sort $(wildcard tests/fuzz/*.c))
 FUZZ_TARGETS := options request document reference environment
 FUZZ_CFLAGS   = $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all -include tests/fuzz/memory.h \
                 -Ibuild -Ishifter/door -Itests/fuzz
-build/fuzz/.stamp: $(FUZZ_SRC) $(wildcard tests/fuzz/*.h) $(PARSE_SRC) $(DOOR_HDR) Makefile
-	@umask 022; mkdir -p $(@D)/coverage; \
-	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $(@D)/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
-	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address -fprofile-instr-generate -fcoverage-mapping -o $(@D)/coverage/fuzzer $(FUZZ_SRC) $(PARSE_SRC); \
-	for t in $(FUZZ_TARGETS); do ln -sf fuzzer $(@D)/$$t; ln -sf fuzzer $(@D)/coverage/$$t; done; touch $@
+FUZZ_DIR     ?= build/fuzz
+FUZZ_DEPS     = $(FUZZ_SRC) $(wildcard tests/fuzz/*.h) $(PARSE_SRC) $(DOOR_HDR) Makefile
+fuzz-build = mkdir -p $(@D); clang $(FUZZ_CFLAGS) $(1) -o $@ $(FUZZ_SRC) $(PARSE_SRC); for t in $(FUZZ_TARGETS); do ln -sf fuzzer $(@D)/$$t; done
+$(FUZZ_DIR)/fuzzer: $(FUZZ_DEPS)
+	@umask 022; $(call fuzz-build,-fsanitize=fuzzer -fsanitize=address -fsanitize=undefined)
+$(FUZZ_DIR)/coverage/fuzzer: $(FUZZ_DEPS)
+	@umask 022; $(call fuzz-build,-fsanitize=fuzzer -fsanitize=address -fprofile-instr-generate -fcoverage-mapping)
 
 # Everything Python, as it will lie below LIBEXEC: root's, byte-compiled, checked against nothing at run time.
 build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
@@ -200,10 +202,10 @@ stage:
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
-	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/.stamp
+	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(PYTEST) -q $(PYTEST_ARGS)
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
-	@$(MAKE) -s stage build/door-driver build/fuzz/.stamp
+	@$(MAKE) -s stage build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
 
 lint: deps build/options.h build/config.h
@@ -218,14 +220,14 @@ lint: deps build/options.h build/config.h
 
 FUZZ_RUNS    ?= 1000000
 FUZZ_SECONDS ?= 0
-fuzz: deps ## every target FUZZ_RUNS times, or for FUZZ_SECONDS; new inputs are collected in build/fuzz/new
-	@$(MAKE) -s build/fuzz/.stamp
+fuzz: deps ## FUZZ_RUNS inputs, or FUZZ_SECONDS for each target; new ones are collected in build/fuzz/new
+	@$(MAKE) -s build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(VPY) -B tests/fuzz/run.py fuzz --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
 fuzz-merge: deps ## tests/fuzz/corpus becomes the smallest set of inputs that reaches all that any of them reaches
-	@$(MAKE) -s build/fuzz/.stamp
+	@$(MAKE) -s build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(VPY) -B tests/fuzz/run.py merge
 fuzz-coverage: deps ## the lines of the door's parsing that the corpus reaches, and those that it does not
-	@$(MAKE) -s build/fuzz/.stamp
+	@$(MAKE) -s build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(VPY) -B tests/fuzz/run.py coverage
 
 bench: deps-bench

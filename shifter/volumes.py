@@ -72,7 +72,7 @@ def parse_site(text: str, where: str) -> "list[SiteMount]":
             source, target = fields[0], fields[1] if target_given else fields[0]
             _check_path(source)
             _check_path(target)
-            flags = _flags(fields[2 if target_given else 1 :], SITE_FLAGS)
+            flags = _flags(source, fields[2 if target_given else 1 :], SITE_FLAGS)
             reason = site_target_refusal(target)
             if reason:
                 raise ValueError(f"{show(target)} can't be a target: {reason}")
@@ -91,7 +91,7 @@ def parse_user(text: str) -> "list[UserVolume]":
             if len(fields) == 1:
                 raise ValueError(f"{show(fields[0])}: where to? A volume is FROM:TO[:ro]")
             _check_path(fields[1])
-            flags = _flags(fields[2:], USER_FLAGS)
+            flags = _flags(fields[0], fields[2:], USER_FLAGS)
             reason = user_target_refusal(fields[1])
             if reason:
                 raise ValueError(f"{show(fields[1])} can't be a target: {reason}")
@@ -165,14 +165,14 @@ def _entry(text: str, position: int) -> "tuple[list[str], int]":
         elif char == '"':
             if quoted:
                 return fields, _after_quote(text, position)
-            raise ValueError('a double quote must surround a whole entry, or be written as \\"')
+            raise ValueError(f'{show(fields[-1])}: a double quote must surround a whole entry, or be written as \\"')
         elif char == ";" and not quoted:
             break
         else:
             fields[-1] += char
             trailing = trailing + 1 if char in _BLANKS else 0
     if quoted:
-        raise ValueError("a double quote is not closed")
+        raise ValueError(f"{show(fields[0])}: a double quote is not closed")
     if trailing:
         fields[-1] = fields[-1][:-trailing]
     return fields, position
@@ -196,16 +196,16 @@ def _check_path(path: str) -> None:
         raise ValueError(f"{show(path)}: control characters are not allowed")
 
 
-def _flags(words: "list[str]", known: "tuple[str, ...]") -> "tuple[str, ...]":
+def _flags(source: str, words: "list[str]", known: "tuple[str, ...]") -> "tuple[str, ...]":
     """Return *words* as flags in canonical order. Raises ValueError for an unknown, repeated or contradictory one."""
     flags = [word.lower() for word in words]
     for word, flag in zip(words, flags, strict=True):
         if flag not in known:
-            raise ValueError(f"{show(word)} is no flag; known: {', '.join(known)}")
+            raise ValueError(f"{show(source)}: {show(word)} is no flag; known: {', '.join(known)}")
         if flags.count(flag) > 1:
-            raise ValueError(f"flag {flag} is given twice")
+            raise ValueError(f"{show(source)}: flag {flag} is given twice")
     if "slave" in flags and "private" in flags:
-        raise ValueError("flags slave and private exclude each other")
+        raise ValueError(f"{show(source)}: flags slave and private exclude each other")
     return tuple(flag for flag in known if flag in flags)
 
 

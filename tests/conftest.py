@@ -168,6 +168,10 @@ COUNTS = {
     "rounds of 64 at once": (1, 30),
     "wipes": (6, 60),
     "builds while a path is swapped": (12, 500),
+    "fuzzed inputs": (250_000, 12_500_000),
+    "signalled doors": (15, 300),
+    "frozen doors": (2, 40),
+    "different requests at once": (60, 1000),
 }
 
 

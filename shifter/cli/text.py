@@ -57,5 +57,8 @@ def write(text: str) -> None:
 
 
 def fail(program: str, message: str) -> None:
-    """Print the one line of an error on standard error: ``PROGRAM: MESSAGE``, escaped."""
-    print(f"{program}: {escape(message)}", file=sys.stderr)
+    """Print the one line of an error on standard error: ``PROGRAM: MESSAGE``, escaped. Where it can't be, the status says it."""
+    try:
+        print(f"{program}: {escape(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the interpreter flushes once more at its end

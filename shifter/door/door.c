@@ -2,8 +2,8 @@
  * The door: setuid root. Finds the UDI that the caller asks for, has it built if there is none, enters it, drops every
  * privilege and runs the command.
  *
- * The privileged system calls are in this file and, for the way to the builder, in start.c; parse.c turns bytes into
- * structures, user.c runs when all is dropped.
+ * The privileged system calls are in this file and, for the way to the builder, in start.c; fields.c, parse.c and environment.c
+ * turn bytes into structures, user.c runs when all is dropped.
  * The rules:
  *  - The effective uid is the caller's, except between raise_privilege() and drop_temporarily().
  *  - The real uid is the caller's until the builder (a child) makes itself root, so no limit of the user is escaped.
@@ -551,8 +551,6 @@ static _Noreturn void launch_command(struct launch *launch)
         if (answer >= 0)
             close(answer);
         answer = run_builder(&launch->request, lock, verbose, launch->started);
-        if (lock >= 0)
-            close(lock);
         if (run >= 0)
             close(run);
     }

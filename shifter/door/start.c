@@ -105,7 +105,7 @@ static _Noreturn void exec_builder(int request, int answer, int log, int lock)
     setsid();
     lift_limits();
     struct sched_param normal = {0};
-    sched_setscheduler(0, SCHED_OTHER, &normal);
+    syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &normal); /* by number: musl's function only answers ENOSYS */
     setpriority(PRIO_PROCESS, 0, 0);
     syscall(SYS_ioprio_set, 1, 0, 0);
     cpu_set_t all;
@@ -117,8 +117,9 @@ static _Noreturn void exec_builder(int request, int answer, int log, int lock)
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    unsigned long standard[4] = {(unsigned long)SIG_DFL}; /* the kernel's struct; by number: musl hides three signals */
     for (int signal_number = 1; signal_number < _NSIG; signal_number++)
-        (void)signal(signal_number, SIG_DFL); /* refused for the two that are always so */
+        syscall(SYS_rt_sigaction, signal_number, standard, NULL, sizeof(uint64_t));
     if (chdir("/") != 0 || dup2(request, 0) != 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2 || dup2(answer, 3) != 3)
         _exit(EXIT_SHIFTER);
     if (lock >= 0 && dup2(lock, 4) != 4)
@@ -143,6 +144,11 @@ static _Noreturn void builder_died(int log, const char *step)
         text[--size] = 0;
     char *line = strrchr(text, '\n');
     line = line ? line + 1 : text;
+    char *fatal = strstr(text, "Fatal Python error: "); /* what the interpreter says after it is about its threads */
+    if (fatal) {
+        line = fatal;
+        line[strcspn(line, "\n")] = 0;
+    }
     if (strstr(text, "bad magic number") || strstr(text, "Bad magic number"))
         die("%s is another Python than Shifter was installed for; run: make install", SHIFTER_PYTHON);
     if (!*text)
@@ -162,7 +168,7 @@ static _Noreturn void print_plan(const char *plan, size_t size)
     _exit(0);
 }
 
-/* Start the builder and wait for its answer; returns if the UDI, or the base, is there now. */
+/* Start the builder, which gets LOCK, and wait for its answer; returns if the UDI, or the base, is there now. */
 int run_builder(const struct document *request, int lock, bool verbose, uint64_t started)
 {
     int requests[2], answers[2], logs[2];
@@ -181,6 +187,8 @@ int run_builder(const struct document *request, int lock, bool verbose, uint64_t
         _exit(builder < 0 ? errno : 0);
     }
     drop_temporarily();
+    if (lock >= 0) /* only the builder holds it now: a door can be stopped, or wait for its terminal */
+        close(lock);
     if (child < 0)
         die("can't start the builder: %s", strerror(errno));
     close(requests[0]), close(answers[1]), close(logs[1]);

@@ -32,7 +32,9 @@ class Identity:
         syscalls.setfsgid(self.gid)
         syscalls.setfsuid(self.uid)
         if current() != (self.uid, self.gid) or sorted(posix.getgroups()) != sorted(self.groups):
-            posix._exit(70)  # the kernel refused a drop of privileges: nothing may go on from here
+            # The kernel refused a drop of privileges: nothing may go on from here, not even what handles errors.
+            posix.write(2, b"the kernel did not let the builder act as another account\n")
+            posix._exit(70)
         return self
 
     def __exit__(
@@ -42,9 +44,13 @@ class Identity:
             return
         syscalls.setfsuid(posix.geteuid())
         syscalls.setfsgid(posix.getegid())
-        if self._own_groups != list(self.groups):
-            posix.setgroups(self._own_groups)
-        if current() != (posix.geteuid(), posix.getegid()):
+        try:
+            if self._own_groups != list(self.groups):
+                posix.setgroups(self._own_groups)
+            back = current() == (posix.geteuid(), posix.getegid())
+        except OSError:  # which a caller could take for one of its own
+            back = False
+        if not back:
             raise BuildError("the builder could not take its own identity back")
 
 

@@ -77,7 +77,9 @@ def _unpack_ahead(mount: int) -> None:
         _thread.start_new_thread(_read_ahead, (posix.dup(mount), ready))
     except RuntimeError:  # no thread to be had: the program reads for itself
         return
-    ready.acquire()
+    # A thread that gets no memory ends without a word. One that has not begun is a task, but not counted by Python yet.
+    while not ready.acquire(True, 0.05) and len(posix.listdir("/proc/self/task")) > 1:
+        pass
 
 
 def _read_ahead(mount: int, ready: "_thread.LockType") -> None:

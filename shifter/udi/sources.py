@@ -206,14 +206,15 @@ class Sources:
 
     def _is_directory(self, fd: int, path: str, what: str, kind: "type[ShifterError]") -> bool:
         """Return whether *fd* is a directory or a file, and remember it. Raises AccessError, *kind* for what is neither."""
-        if syscalls.filesystem_magic(fd) in _FORBIDDEN:
-            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a container")
         try:
+            forbidden = syscalls.filesystem_magic(fd) in _FORBIDDEN
             status = posix.fstat(fd)
         except OSError as error:  # FUSE without allow_other shows nothing to anybody but its owner
-            raise kind(
-                f"{what} {path}: its file system refuses root ({error.strerror}); mount it with allow_other"
-            ) from None
+            closed = error.errno == errno.EACCES
+            hint = "its file system refuses root ({}); mount it with allow_other" if closed else "{}"
+            raise kind(f"{what} {path}: {hint.format(error.strerror)}") from None
+        if forbidden:
+            raise AccessError(f"{what} {path} is on a proc file system, which can't be mounted into a container")
         if status.st_mode & paths.S_IFMT not in (paths.S_IFDIR, paths.S_IFREG):
             raise kind(f"{what} {path}: neither a directory nor a regular file, and only these can be mounted")
         self.taken.append((status.st_dev, status.st_ino, path))

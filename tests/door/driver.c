@@ -1,5 +1,5 @@
 /*
- * The door's parsing (shifter/door/parse.c) as a server for the comparing tests: one case on stdin, one answer on stdout.
+ * The door's parsing (fields.c, parse.c) as a server for the comparing tests: one case on stdin, one answer on stdout.
  *
  *     case:   count, then that often (length, bytes); the first one names what is to be done, see main()
  *     answer: wait status, length, bytes: NUL-terminated lines

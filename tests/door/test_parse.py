@@ -1,6 +1,6 @@
 """The door's parsing in C against its specification in Python, on generated input; C runs under ASan and UBSan.
 
-`build/door-driver` (tests/door/driver.c) answers what shifter/door/parse.c makes of each case. Few examples in an
+`build/door-driver` (tests/door/driver.c) answers what fields.c and parse.c of shifter/door make of each case. Few examples in an
 ordinary run, many with `make soak`.
 """
 

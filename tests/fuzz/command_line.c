@@ -216,13 +216,12 @@ static void check_request(const struct making *making)
     CHECK(strcmp(expect(&position, "end"), "request") == 0 && position == request.size);
 }
 
-/* Ids, how often a volume is repeated, then words: the image, a module, volumes. */
+/* Numbers, then words: the image (seldom repeated until it is too long for a request), a module, volumes. */
 void fuzz_request(struct input input)
 {
     struct making making = {.once = "", .key = "image"};
-    uint8_t flags = take_byte(&input);
-    bool many = flags >> 4 == 15; /* seldom, since it takes long: what can become too long for a request */
-    size_t groups = take_byte(&input) * (many ? 33 : 1), repeat = (size_t)take_byte(&input) % (many ? 256 : 4) + 1;
+    uint8_t flags = take_byte(&input), groups = take_byte(&input), step = take_byte(&input);
+    bool many = flags >> 4 == 15;
     if (flags & 1)
         making.once = "0123456789abcdef";
     if (flags & 2)
@@ -230,16 +229,19 @@ void fuzz_request(struct input input)
     making.namespace = flags & 4 ? take_integer(&input, 8) : take_byte(&input);
     making.caller.uid = (uid_t)take_integer(&input, 4);
     making.caller.gid = (gid_t)take_integer(&input, 4);
-    making.caller.groups = calloc(groups + 1, sizeof(gid_t));
-    for (size_t i = 0, step = take_byte(&input) << 17; i < groups; i++)
-        making.caller.groups[making.caller.group_count++] = (gid_t)((i + 1) * (step + 1));
-    const char *image = take_word(&input), *module = take_word(&input);
-    making.image = image ? image : "";
+    making.caller.groups = calloc((size_t)groups + 1, sizeof(gid_t));
+    for (; making.caller.group_count < (many ? groups : groups % 16); making.caller.group_count++)
+        making.caller.groups[making.caller.group_count] = (gid_t)(making.caller.group_count + 1) * (step << 16 | 1u);
+    const char *word = take_word(&input), *module = take_word(&input);
+    size_t length = word ? strlen(word) : 0, repeat = many ? 1024 : 1;
+    char *image = calloc(length * repeat + 1, 1);
+    for (size_t i = 0; i < repeat && word; i++)
+        memcpy(image + i * length, word, length);
+    making.image = image;
     if (module)
         list_add(&making.asked.modules, module);
-    for (char *word; making.asked.volumes.count < 512 && (word = take_word(&input));)
-        for (size_t i = 0; i < repeat; i++)
-            list_add(&making.asked.volumes, word);
+    while (making.asked.volumes.count < MAX_WORDS && (word = take_word(&input)))
+        list_add(&making.asked.volumes, word);
     if (survives(make, &making))
         check_request(&making);
     else

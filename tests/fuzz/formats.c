@@ -58,6 +58,8 @@ static void check_rules(const struct document *document)
         size_t count = same_names(&env, env.items[i]);
         CHECK(count == 1 || (count == 2 && strncmp(env.items[i], "A=", 2) == 0));
     }
+    env_set(&env, "A=3");
+    CHECK(same_names(&env, "A=") == 1);
     env_unset(&env, "A");
     CHECK(same_names(&env, "A=") == 0);
 }

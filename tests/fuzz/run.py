@@ -18,7 +18,8 @@ REPO = Path(__file__).resolve().parents[2]
 BUILD = REPO / "build/fuzz"
 CORPUS = Path(__file__).parent / "corpus"
 NEW = BUILD / "new"
-TARGETS = ("options", "request", "document", "reference", "environment")
+SHARES = {"options": 26, "request": 6, "document": 26, "reference": 26, "environment": 16}
+"""The targets, and how many of a hundred inputs each gets."""
 SOURCES = tuple(f"shifter/door/{name}.c" for name in ("fields", "parse", "environment"))
 MAX_LENGTH = 4400  # longer than a path may be
 
@@ -69,7 +70,7 @@ def unreached(corpus: Path = CORPUS) -> dict[str, tuple[int, list[int]]]:
     """Return for each source how many of its lines are code, and those that no input of *corpus* reaches."""
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
         profiles = []
-        for target in TARGETS:
+        for target in SHARES:
             profiles.append(f"{name}/{target}.profraw")
             command = [str(BUILD / "coverage" / target), "-runs=0", str(corpus / target)]
             environment = ENVIRONMENT | {"LLVM_PROFILE_FILE": profiles[-1]}
@@ -100,19 +101,20 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("fuzz", "merge", "coverage"))
-    parser.add_argument("--runs", type=int, default=1_000_000, help="executions of each target")
+    parser.add_argument("--runs", type=int, default=1_000_000, help="inputs of all targets together")
     parser.add_argument("--seconds", type=int, default=0, help="time for each target, in place of a number")
     arguments = parser.parse_args()
     NEW.mkdir(parents=True, exist_ok=True)
     if arguments.what == "coverage":
         print_coverage()
         return
-    for target in TARGETS:
+    for target in SHARES:
         start = time.monotonic()
         if arguments.what == "merge":
             merge(target)
             continue
-        done = fuzz(target, NEW / target, arguments.runs, arguments.seconds, seed=int(time.time()))
+        share = arguments.runs * SHARES[target] // 100
+        done = fuzz(target, NEW / target, share, arguments.seconds, seed=int(time.time()))
         print(
             json.dumps({"target": target, "executions": done, "seconds": round(time.monotonic() - start)}), flush=True
         )

@@ -4,12 +4,13 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from subprocess import CompletedProcess
+from typing import Any
 
 from tests.conftest import SOAK
 from tests.node import Node
 
 RUN = "/run/shifter"
-Traces = dict[str, list[object]]
+Traces = dict[str, list[Any]]
 
 
 def traces(node: Node) -> Traces:

@@ -1,6 +1,7 @@
 """udiRoot.conf: syntax, keys, includes, ownership."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from shifter import config
 from shifter.errors import ConfigError
+from shifter.volumes import SITE_FLAGS, SiteMount
 
 ROOT = Path(__file__).parents[2]
 OWNERS = (0, os.getuid())
@@ -102,7 +104,7 @@ def test_quoted_items(load: Load) -> None:
         ('siteEnv="A=2\n', "a double quote is not closed"),
         ('siteEnv="A=2"B=3\n', "follows a closing quote"),
         ("siteEnvUnset=A-B\n", "'A-B' is not the name of an environment variable"),
-        ("siteFs=/a:b\n", ":2: 'b' is no flag"),
+        ("siteFs=/a:b\n", ":2: '/a': 'b' is no flag"),
         ("allowLocalChroot=maybe\n", ":2: allowLocalChroot: 'maybe' is neither"),
         ("allowLocalChroot=\n", "is neither"),
         ("udiIdleTime=-1\n", ":2: udiIdleTime: '-1' is not a duration"),
@@ -231,8 +233,70 @@ def test_any_bytes_load_or_give_a_located_error(load: Load, tmp_path: Path, data
     try:
         load(data)
     except ConfigError as error:
-        assert str(error).startswith(f"{tmp_path}/udiRoot.conf:")
+        located = re.match(rf"{re.escape(str(tmp_path))}/udiRoot\.conf:(\d+): .", str(error))
+        assert located
+        assert 2 <= int(located[1]) <= 2 + data.count(b"\n")
         assert all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in str(error))
+
+
+FILE_NAME = st.text('ab:;\\" ./=#\N{SNOWMAN}\udcfe\udcff', max_size=6).map(lambda tail: f"/x{tail.strip()}x")
+PATH = FILE_NAME.filter(lambda path: ".." not in path.split("/"))
+WORD = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True)
+ASSIGNMENT = st.builds("{}={}".format, WORD, st.text('ab=#\\:"', max_size=6) | st.text("ab=#\\: \t", max_size=6))
+MOUNT = st.builds(
+    lambda source, target, flags: str(
+        SiteMount(source, target, tuple(flag for flag in SITE_FLAGS if flag in flags), "")
+    ),
+    PATH,
+    PATH,
+    st.sets(st.sampled_from(["ro", "rec", "slave"])),
+)
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "imagePath": PATH,
+    "defaultImageType": st.sampled_from(["docker", "custom", "id", "local"]),
+    "allowLocalChroot": st.booleans(),
+    "siteFs": st.lists(MOUNT, max_size=3),
+    "siteEnv": st.lists(ASSIGNMENT, max_size=3),
+    "siteEnvAppend": st.lists(ASSIGNMENT, max_size=3),
+    "siteEnvPrepend": st.lists(ASSIGNMENT, max_size=3),
+    "siteEnvUnset": st.lists(WORD, max_size=3),
+    "mountPropagationStyle": st.sampled_from(["private", "slave"]),
+    "devpts": st.sampled_from(["auto", "host", "private"]),
+    "usersToImport": st.lists(WORD, max_size=3),
+    "maxGroupCount": st.integers(0, 65536),
+    "udiIdleTime": st.integers(0, 8640000),
+    "udiMaxAge": st.integers(1, 8640000),
+    "udiMaxPerUser": st.integers(1, 10000),
+    "udiBuildTimeout": st.integers(1, 8640000),
+}
+
+
+def printed(key: str, value: object, apart: bool) -> str:
+    """The lines that set *key*; apart: one for each item of a list, else one that goes on over several lines."""
+    if not isinstance(value, list):
+        return f"{key} = {int(value) if isinstance(value, bool) else value}\n"
+    if key == "siteFs":
+        items, joint = value, " ; \\\n"
+    else:
+        items = [f'"{item}"' if re.search("[ \t]", item) or item.endswith("\\") else item for item in value]
+        joint = " \\\n# between\n\t"
+    return "".join(f"{key}={item}\n" for item in items) if apart else f"{key} = {joint.join(items)}\n"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.fixed_dictionaries({}, optional=VALUES).map(lambda some: {"imagePath": "/x", **some}), st.booleans())
+def test_what_is_printed_is_read(load: Load, values: dict[str, object], apart: bool) -> None:
+    text = "# written by the test\n" + "".join(printed(key, value, apart) for key, value in values.items())
+    first = load(text.encode("utf-8", "surrogateescape"), head="")
+    found = {key: value for key, value, _ in first.entries()}
+    assert {key: found[key] for key in values} == values
+    again = "".join(printed(key, value, not apart) for key, value in found.items())
+    second = load(again.encode("utf-8", "surrogateescape"), head="")
+    assert {key: value for key, value, _ in second.entries()} == found
+
+
+def test_every_key_is_printed_and_read() -> None:
+    assert set(VALUES) == set(config.KEYS)
 
 
 def test_the_example_works_as_shipped_and_shows_every_key(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The volume grammar and the refused targets."""
 
+import ast
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,30 +125,73 @@ def test_targets_open_to_sites(path: str) -> None:
     assert site_target_refusal(path) is None
 
 
-PATHS = (
-    st.text(alphabet='ab:;\\" ./\N{SNOWMAN}\udcff', max_size=8)
-    .map(lambda tail: "/x" + tail)
-    .filter(lambda path: ".." not in path.split("/"))
-)
+CHARACTERS = (
+    st.sampled_from('ab:;\\" ./\N{SNOWMAN}\udcff')
+    | st.characters(min_codepoint=0x20, exclude_categories=["Cs", "Cc"])
+    | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
+)  # what a file name may hold: any byte that is no control character
+PATHS = st.text(CHARACTERS, max_size=8).map(lambda tail: "/x" + tail).filter(lambda path: ".." not in path.split("/"))
 FLAGS = st.sets(st.sampled_from(SITE_FLAGS)).filter(lambda flags: not {"slave", "private"} <= flags)
+READ_ONLY = st.booleans()
 
 
-@given(st.lists(st.tuples(PATHS, PATHS, FLAGS), max_size=3))
-def test_printing_and_parsing_give_the_same(entries: list[tuple[str, str, set[str]]]) -> None:
+@given(st.lists(st.tuples(PATHS, PATHS, FLAGS, READ_ONLY), max_size=3))
+def test_printing_and_parsing_give_the_same(entries: list[tuple[str, str, set[str], bool]]) -> None:
     flags = [tuple(flag for flag in SITE_FLAGS if flag in entry[2]) for entry in entries]
-    mounts = [SiteMount(source, target, flag, "f:1") for (source, target, _), flag in zip(entries, flags, strict=True)]
-    assert parse_site(";".join(map(str, mounts)), "f:1") == mounts
-    volumes: list[Volume] = [UserVolume(source, target, ()) for source, target, _ in entries]
+    mounts = [SiteMount(entry[0], entry[1], flag, "f:1") for entry, flag in zip(entries, flags, strict=True)]
+    text = ";".join(map(str, mounts))
+    assert parse_site(text, "f:1") == mounts
+    assert [mount.where for mount in parse_site(text, "f:1")] == ["f:1"] * len(mounts)
+    volumes: list[Volume] = [UserVolume(entry[0], entry[1], ("ro",) * entry[3]) for entry in entries]
     assert parse_user(" ; ".join(map(str, volumes))) == volumes
+    assert len({*map(hash, volumes)}) == len({*map(str, volumes)})
 
 
-@given(st.text(alphabet='/:;"\\ abro\t\n'))
+ANY_TEXT = st.one_of(
+    st.text(alphabet='/:;"\\ abro\t\n'),
+    st.binary(max_size=40).map(lambda data: data.decode("utf-8", "surrogateescape")),
+    st.lists(
+        st.sampled_from(
+            ["/a", "/b c", ":", ";", '"', "\\", "ro", "REC", "slave", "private", " ", "/../", "/etc", "\x85"]
+        ),
+        max_size=12,
+    ).map("".join),
+)
+
+
+@given(ANY_TEXT)
 def test_any_text_parses_or_is_refused_and_never_edited(text: str) -> None:
-    try:
-        mounts = parse_site(text, "f:1")
-    except ConfigError:
-        return
     plain = text.replace("\\", "")
-    for mount in mounts:
-        assert mount.source.replace("\\", "") in plain
-        assert mount.target.replace("\\", "") in plain
+    results: list[list[Volume]] = []
+    try:
+        results.append([*parse_site(text, "f:1")])
+    except ConfigError as error:
+        assert_says_what(str(error).removeprefix("f:1: "), text)
+    try:
+        results.append([*parse_user(text)])
+    except UsageError as error:
+        assert_says_what(str(error).removeprefix("volume: "), text)
+    for result in results:
+        for volume in result:
+            assert volume.source.replace("\\", "") in plain
+            assert volume.target.replace("\\", "") in plain
+            assert all(is_path(path) for path in (volume.source, volume.target))
+    again = [";".join(map(str, result)) for result in results]
+    for result, printed in zip(results, again, strict=True):
+        read: list[Volume] = (
+            [*parse_site(printed, "f:1")] if result and isinstance(result[0], SiteMount) else [*parse_user(printed)]
+        )
+        assert read == result
+
+
+def is_path(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/") and not any(ord(char) < 32 for char in path)
+
+
+def assert_says_what(error: str, text: str) -> None:
+    """One printable line that shows the part of *text* which is at fault."""
+    assert all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in error)
+    literal = re.match(r"""(a backslash must .*near )?('([^'\\]|\\.)*'|"([^"\\]|\\.)*")""", error)
+    assert literal, (text, error)
+    shown = ast.literal_eval(literal[2]).removesuffix("...")
+    assert shown.replace("\\", "") in text.replace("\\", "")
