@@ -6,9 +6,9 @@ of it reaches the machine, and other work on the same machine does not disturb t
 """
 
 import contextlib
-import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -18,20 +18,37 @@ from pathlib import Path
 
 import pytest
 
-from tests import node as nodes
+import tests.debian
 from tests.images import Tree
-from tests.node import Node
-
-PR_SET_CHILD_SUBREAPER = 36
+from tests.node import (
+    BUILD,
+    CLONE_NEWNS,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    PR_SET_CHILD_SUBREAPER,
+    Cluster,
+    Node,
+    bind,
+    cluster,
+    mount,
+    mountinfo,
+    prctl,
+    unshare,
+    until,
+)
+from tests.node.cluster import BRIDGE
+from tests.node.watch import links, namespaces_held
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() == 0:
-        nodes.unshare(nodes.CLONE_NEWNS)
-        nodes.mount("", "/", flags=nodes.MS_REC | nodes.MS_PRIVATE)
-        nodes.mount("tmpfs", "/run", "tmpfs", nodes.MS_NOSUID | nodes.MS_NODEV, "mode=755")
-        nodes.bind("/etc", "/etc", readonly=True)
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        unshare(CLONE_NEWNS)
+        mount("", "/", flags=MS_REC | MS_PRIVATE)
+        mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        bind("/etc", "/etc", readonly=True)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _children() -> dict[int, str]:
@@ -49,7 +66,7 @@ def _children() -> dict[int, str]:
 
 
 def _mounts() -> set[tuple[str, str, str, str]]:
-    return {mount.key for mount in nodes.mountinfo()}
+    return {mount.key for mount in mountinfo()}
 
 
 def _run() -> set[str]:
@@ -58,19 +75,22 @@ def _run() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_on_the_host() -> Iterator[None]:
-    """Fail a test that leaves a mount, a process or something in /run outside of its virtual nodes."""
+    """Fail a test that leaves something outside of its virtual nodes: a mount, a process, a namespace, a file in /run."""
     if os.geteuid() != 0:
         yield
         return
-    mounts, children, run = _mounts(), _children(), _run()
+    mounts, children, run, namespaces = _mounts(), _children(), _run(), namespaces_held()
     yield
 
     def left() -> list[str]:
         found = [f"mount {m}" for m in sorted(_mounts() ^ mounts)]
         found += [f"process {pid}: {cmd}" for pid, cmd in _children().items() if pid not in children]
+        found += [f"namespace {name}, by a descriptor" for name in sorted(namespaces_held() - namespaces)]
+        # Other programs may make interfaces meanwhile; these names are those of a cluster's network.
+        found += [f"network interface {name}" for name in sorted(links()) if re.fullmatch(rf"node\d+|{BRIDGE}", name)]
         return found + [f"file {name}" for name in sorted(_run() - run)]
 
-    if found := nodes._until(left, 3):
+    if found := until(left, 3):
         for pid in set(_children()) - set(children):  # the next test starts clean
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -88,6 +108,14 @@ def propagation(request: pytest.FixtureRequest) -> str:
 def node(propagation: str) -> Iterator[Node]:
     """A virtual node, once with each propagation; checked for leaks after `shifterctl gc --all` at the end."""
     with Node(shared=propagation == "shared") as made:
+        yield made
+        made.check_leaks()
+
+
+@pytest.fixture
+def nodes(propagation: str) -> Iterator[Cluster]:
+    """Three nodes with a network and a shared /home and /images, once with each propagation; checked as `node`."""
+    with cluster(3, shared=propagation == "shared") as made:
         yield made
         made.check_leaks()
 
@@ -114,6 +142,12 @@ def image() -> Iterator[Tree]:
 def tiny(image: Tree) -> Tree:
     """Another name of `image`."""
     return image
+
+
+@pytest.fixture(scope="session")
+def debian() -> Tree:
+    """A real Debian (glibc, bash, coreutils, perl, ...), kept on the machine: 2 s when it is made. Don't change it."""
+    return tests.debian.debian(_scratch())
 
 
 @pytest.fixture
@@ -177,16 +211,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish() -> None:
     if SOAK:
-        nodes.BUILD.mkdir(exist_ok=True)
+        BUILD.mkdir(exist_ok=True)
         counts = {name: pair[1] for name, pair in COUNTS.items()}
-        (nodes.BUILD / "soak.json").write_text(json.dumps({"counts": counts, "tests": _results}, indent=1))
+        (BUILD / "soak.json").write_text(json.dumps({"counts": counts, "tests": _results}, indent=1))
 
 
 def _scratch() -> Path:
-    """Session files that are dear to make again; those of processes that were killed go when the next one starts."""
-    base = nodes.BUILD / "test-images"
+    """Files that are dear to make again; what no session has used for a day goes when the next one starts."""
+    base = BUILD / "test-images"
     base.mkdir(parents=True, exist_ok=True)
     for old in base.iterdir():
-        if time.time() - old.stat().st_mtime > 86400:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another session was faster
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
     return base

@@ -62,7 +62,8 @@ class Tree:
             new = out.with_name(out.name + ".new")
             new.unlink(missing_ok=True)
             if fmt == "squashfs":
-                argv = ["mksquashfs", str(self.path), str(new), "-comp", "zstd", "-no-xattrs", "-no-progress", "-quiet"]
+                argv = ["mksquashfs", str(self.path), str(new), "-comp", "zstd", "-Xcompression-level", "1"]
+                argv += ["-no-xattrs", "-no-progress", "-quiet"]
             elif fmt == "erofs":
                 argv = ["mkfs.erofs", "-zlz4hc", "--quiet", str(new), str(self.path)]
             else:

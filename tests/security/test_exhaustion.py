@@ -97,7 +97,7 @@ def gone(group: Path) -> None:
             return [str(group)]
         return []
 
-    assert nodes._until(left, 10) == []
+    assert nodes.until(left, 10) == []
 
 
 def test_no_process_to_be_had(tiny_node: Node, pids: Path) -> None:

@@ -109,7 +109,7 @@ class Faults:
         if kind:
             assert not self.node.exists(f"{DIRECTORY}/{kind}"), "this builder was not started"
             # A builder that has answered goes on; what it left is looked at when it has ended.
-            assert nodes._until(self.strays, 10) == []
+            assert nodes.until(self.strays, 10) == []
             self.trace = self.node.read(f"{DIRECTORY}/trace")
         return done.returncode, done.stdout, done.stderr
 
@@ -166,7 +166,7 @@ class Faults:
             "False",
             f"[ ! -d {RUN} ] || find {RUN} -xdev -maxdepth 1 -name 'site.*' -exec touch -d '2 minutes ago' {{}} +",
         )
-        assert nodes._until(self.debris, 10) == []
+        assert nodes.until(self.debris, 10) == []
 
     def nothing(self) -> None:
         """No /run/shifter."""

@@ -1,12 +1,8 @@
 """A door that can't do its work says why in one line, and odd circumstances of the caller do not stop it."""
 
-import fcntl
 import os
 import resource
-import select
 import signal
-import struct
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.images import Tree
-from tests.node import PREFIX, Node, User
+from tests.node import PREFIX, Node, Terminal, User
+from tests.node.terminal import pts_number
 
 DOOR = f"{PREFIX}/bin/shifter"
 CAP_SYS_RESOURCE = 24
-TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430
 
 
 @pytest.fixture(scope="module", params=["private", "shared"])
@@ -350,50 +346,10 @@ def test_directory_with_a_long_name(node: Node, launch: Any) -> None:
 # --- terminal --------------------------------------------------------------------------------------------------------
 
 
-class Terminal:
-    """A pseudo-terminal of the node's own /dev/pts, which belongs to alice."""
-
-    def __init__(self, node: Node) -> None:
-        self.master = os.open(node.path("/dev/pts/ptmx"), os.O_RDWR | os.O_NOCTTY)
-        fcntl.ioctl(self.master, TIOCSPTLCK, struct.pack("i", 0))
-        self.number = struct.unpack("i", fcntl.ioctl(self.master, TIOCGPTN, bytes(4)))[0]
-        self.slave = os.open(node.path(f"/dev/pts/{self.number}"), os.O_RDWR | os.O_NOCTTY)
-        os.fchown(self.slave, 5001, 5)
-        termios.tcsetwinsize(self.slave, (24, 80))
-        attributes = termios.tcgetattr(self.slave)
-        attributes[1] &= ~termios.OPOST
-        attributes[3] &= ~termios.ECHO
-        termios.tcsetattr(self.slave, termios.TCSANOW, attributes)
-
-    def run(self, node: Node, *words: str, which: tuple[int, ...] = (0, 1, 2)) -> tuple[int, str]:
-        slave = self.slave
-
-        def prepare() -> None:
-            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-        ends = {name: slave if fd in which else -3 for fd, name in enumerate(("stdin", "stdout", "stderr"))}
-        process = node.popen([DOOR, *words], "alice", prepare=prepare, **ends)
-        try:
-            code = process.wait(30)
-            # A worker of the kernel's hands the pieces over, perhaps after the writer's end.
-            text = ""
-            while select.select([self.master], [], [], 0.3)[0]:
-                text += os.read(self.master, 65536).decode()
-        finally:
-            process.kill()
-            process.wait()
-        return code, text
-
-    def close(self) -> None:
-        os.close(self.master)
-        os.close(self.slave)
-
-
-@pytest.fixture(params=["build", "join"])
-def terminal(request: pytest.FixtureRequest, node: Node) -> Iterator[Terminal]:
-    made = Terminal(node)
-    yield made
-    made.close()
+@pytest.fixture
+def terminal(node: Node) -> Iterator[Terminal]:
+    with Terminal(node) as made:
+        yield made
     node.conf(siteFs=["/home:/home", f"{PREFIX}:{PREFIX}"])
 
 
@@ -403,23 +359,23 @@ SEE = "tty; ls -l $(tty) | cut -c1; echo to the terminal > /dev/tty; test -t 0 &
 def test_terminal_keeps_its_name(node: Node, terminal: Terminal) -> None:
     node.conf(siteFs="/home:/home", devpts="host")
     for _ in range(2):
-        code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", SEE)
-        assert (code, text.splitlines()) == (0, [f"/dev/pts/{terminal.number}", "c", "to the terminal", "24 80"])
+        code, text = terminal.run([DOOR, "--image=tiny:1", "sh", "-c", SEE])
+        assert (code, text.splitlines()) == (0, [terminal.name, "c", "to the terminal", "24 80"])
 
 
 def test_terminal_of_the_node_is_the_console(node: Node, terminal: Terminal) -> None:
     node.conf(siteFs="/home:/home", devpts="private")
     for _ in range(2):
-        code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", SEE)
+        code, text = terminal.run([DOOR, "--image=tiny:1", "sh", "-c", SEE])
         assert (code, text.splitlines()) == (0, ["/dev/console", "c", "to the terminal", "24 80"])
     # Only one of the three is a terminal.
-    code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", "tty <&2 >&2", which=(2,))
+    code, text = terminal.run([DOOR, "--image=tiny:1", "sh", "-c", "tty <&2 >&2"], which=(2,))
     assert (code, text) == (0, "/dev/console\n")
 
 
 def test_console_of_one_launch_is_not_anothers(node: Node, terminal: Terminal) -> None:
     node.conf(siteFs="/home:/home", devpts="private")
-    code, text = terminal.run(node, "--image=tiny:1", "sh", "-c", "ls -Ll /dev/console")
+    code, text = terminal.run([DOOR, "--image=tiny:1", "sh", "-c", "ls -Ll /dev/console"])
     assert code == 0 and "alice" in text
     done = node.shifter("--image=tiny:1", "sh", "-c", "ls -Ll /dev/console; mount | grep -c console")
     assert "alice" not in done.stdout and done.stdout.endswith("0\n")
@@ -432,7 +388,7 @@ def test_new_terminals_have_the_group_tty(node: Node, devpts: str) -> None:
         process = node.popen([DOOR, "--image=tiny:1", "sh", "-c", "echo; exec sleep 60"], "alice")
         assert process.stdout and process.stdout.readline() == "\n"
         ptmx = os.open(f"/proc/{process.pid}/root/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
-        number = struct.unpack("i", fcntl.ioctl(ptmx, TIOCGPTN, bytes(4)))[0]
+        number = pts_number(ptmx)
         made = os.stat(f"/proc/{process.pid}/root/dev/pts/{number}")
         os.close(ptmx)
         process.kill()
@@ -447,8 +403,7 @@ def test_automatic_choice_of_devpts(image: Tree) -> None:
     for options, expected in (("gid=5,mode=620,ptmxmode=666", False), ("mode=600,ptmxmode=666", True)):
         with Node(devpts=options) as node:
             node.add_image("docker:tiny:1", image)
-            terminal = Terminal(node)
-            code, text = terminal.run(node, "--image=tiny:1", "tty")
-            assert (code, text) == (0, "/dev/console\n" if expected else f"/dev/pts/{terminal.number}\n")
-            terminal.close()
+            with Terminal(node) as terminal:
+                code, text = terminal.run([DOOR, "--image=tiny:1", "tty"])
+                assert (code, text) == (0, "/dev/console\n" if expected else f"{terminal.name}\n")
             node.check_leaks()

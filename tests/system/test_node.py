@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import tests.debian
 from tests import node as nodes
 from tests.images import Tree
-from tests.node import REPO, USERS, Leak, Node, NodeError, normal_tag
+from tests.node import REPO, USERS, Leak, Listener, Node, NodeError, Terminal, normal_tag
 
 
 def test_up_and_down_quickly() -> None:
@@ -240,8 +241,8 @@ def test_nothing_survives_a_killed_test_run() -> None:
     """SIGKILL for the process that made nodes: every process in them is gone, although nobody cleaned up."""
     script = textwrap.dedent("""
         import time
-        from tests.node import Node
-        nodes = [Node(shared=shared, install=None) for shared in (False, True)]
+        from tests.node import Node, cluster
+        nodes = [Node(shared=True, install=None), *cluster(1, install=None)]
         for node in nodes:
             node.run("setsid sleep 4711 >/dev/null 2>&1 &", user="alice")
         print(*[p.pid for node in nodes for p in node.processes()], flush=True)
@@ -252,7 +253,11 @@ def test_nothing_survives_a_killed_test_run() -> None:
         pids = process.stdout.readline().split()
         assert len(pids) == 2 + 2 + 2
         process.kill()
-    assert not nodes._until(lambda: [pid for pid in pids if _alive(pid)], 5)
+    assert not nodes.until(lambda: [pid for pid in pids if _alive(pid)], 5)
+    left = f"nodes/{process.pid}-*"
+    assert list(nodes.BUILD.glob(left))
+    with Node(install=None, disk=True):  # whoever needs such a directory next removes those of the dead
+        assert not list(nodes.BUILD.glob(left))
 
 
 def _alive(pid: str) -> bool:
@@ -294,7 +299,7 @@ def test_images(node: Node, image: Tree, fmt: str) -> None:
     assert node.run(command, check=True).stdout == "hello from the image\n"
     other = node.add_image("docker:lab/tiny:1", image, fmt, ident="other")
     assert node.run("readlink /images/tags/docker:lab%2Ftiny:1").stdout.strip() == other == "other"
-    assert not nodes._until(node.loops, 5)
+    assert not nodes.until(node.loops, 5)
 
 
 def test_a_changed_copy_of_the_image(image: Tree, tmp_path: Path) -> None:
@@ -321,9 +326,100 @@ def test_normal_tag(tag: str, normal: str) -> None:
     assert normal_tag(tag) == normal
 
 
-def test_several_nodes_are_apart() -> None:
-    with nodes.nodes(3, install=None) as three:
-        assert [n.run("hostname").stdout.strip() for n in three] == ["node1", "node2", "node3"]
-        three[0].write("/tmp/x", "1")
-        assert not three[1].exists("/tmp/x")
-        assert len({n.run("readlink /proc/1/ns/pid").stdout for n in three}) == 3
+# --- terminals, sockets ----------------------------------------------------------------------------------------------
+
+
+def test_terminal(node: Node) -> None:
+    with Terminal(node, "bob") as terminal:
+        assert terminal.run(["tty"]) == (0, f"{terminal.name}\n")
+        assert terminal.run("stty size; stat -c '%U %G' $(tty); exit 3") == (3, "24 80\nbob tty\n")
+        assert terminal.run("read line; echo $line > /dev/tty", input="typed\n") == (0, "typed\n")
+        assert terminal.run("test -t 0 || tty <&2 >&2", which=(2,)) == (0, f"{terminal.name}\n")
+        assert terminal.run("kill -9 $$")[0] == -signal.SIGKILL
+        code, text = terminal.run("seq 20000")  # more than the kernel keeps: it is read while the command runs
+        assert (code, text.splitlines()) == (0, [*map(str, range(1, 20001))])
+
+
+def test_conversation_on_a_terminal(node: Node) -> None:
+    with Terminal(node) as terminal:
+        shell = terminal.popen("while read line; do echo got $line; done; trap 'exit 9' HUP; sleep 1000 & wait")
+        terminal.write("one\ntwo\n")
+        assert terminal.read("one\n") == "got one\n"
+        assert terminal.read("two") == "got two"
+        terminal.write("\x04")  # the end of the input
+        with pytest.raises(TimeoutError, match="'more' on a terminal"):
+            terminal.read("more", timeout=0.1)
+        with pytest.raises(NodeError, match="not permitted"):  # a terminal controls one session
+            terminal.popen(["true"])
+    assert shell.wait(30) == 9
+
+
+def test_listening_sockets_and_who_holds_them(node: Node) -> None:
+    script = """if 1:
+        import os, socket, sys
+        sockets = [socket.create_server(("127.0.0.1", 7001)), socket.create_server(("::1", 7002), family=socket.AF_INET6)]
+        os.fork()
+        sys.stdin.read()
+    """
+    assert node.listeners() == []
+    server = node.popen(["python3", "-c", script], "alice", stdin=subprocess.PIPE)
+    node.wait_port(7002)
+    nodes.wait_for(lambda: len([p for p in node.processes() if p.uid == 5001]) == 2)
+    pids = tuple(sorted(p.pid for p in node.processes() if p.uid == 5001))
+    assert server.pid in pids
+    assert node.listeners() == [Listener("127.0.0.1", 7001, pids), Listener("::1", 7002, pids)]
+    server.communicate("")
+    assert not nodes.until(node.listeners, 10)
+    with pytest.raises(AssertionError, match="waited"):
+        node.wait_port(7001, timeout=0.1)
+
+
+# --- a real image ----------------------------------------------------------------------------------------------------
+
+
+def test_debian_in_a_container(node: Node, debian: Tree) -> None:
+    node.add_image("debian:12", debian)
+    script = """
+        . /etc/os-release; echo $ID
+        getconf GNU_LIBC_VERSION | cut -d" " -f1
+        id -un
+        awk "BEGIN { print \\"awk\\" }"
+        perl -e "print qq(perl\n)"
+        seq 3 | tac | xargs
+    """
+    done = node.shifter("--image=debian:12", "bash", "-euc", script, check=True)
+    assert done.stdout.split("\n") == ["debian", "glibc", "alice", "awk", "perl", "3 2 1", ""]
+
+
+def test_debian_is_whole(debian: Tree) -> None:
+    """Programs find their libraries, and links what they lead to, without the machine that it was made on."""
+    programs = [path for name in ("bin", "sbin") for path in (debian.path / "usr" / name).iterdir()]
+    files = [str(path) for path in programs if path.is_file() and path.open("rb").read(4) == b"\x7fELF"]
+    lines = subprocess.run(["readelf", "-d", *files], check=True, capture_output=True, text=True).stdout.splitlines()
+    needed = {line.split("[")[1].rstrip("]") for line in lines if "(NEEDED)" in line}
+    cache = subprocess.run(
+        ["ldconfig", "-p", "-C", debian.path / "etc/ld.so.cache"], check=True, capture_output=True, text=True
+    )
+    assert len(files) > 200 and "libc.so.6" in needed
+    assert needed <= {line.split()[0] for line in cache.stdout.splitlines()[1:]}
+    for link in filter(Path.is_symlink, programs):
+        target = link
+        while target.is_symlink():  # "/" is that of the image
+            text = os.readlink(target)
+            target = debian.path / text.lstrip("/") if text.startswith("/") else target.parent / text
+        assert target.exists(), link
+
+
+def test_debian_has_nothing_of_this_machine(debian: Tree) -> None:
+    names = {line.split(":")[0] for line in (debian.path / "etc/passwd").read_text().splitlines()}
+    assert {"root", "daemon", "nobody"} <= names
+    assert not {line.split(":")[0] for line in Path("/etc/passwd").read_text().splitlines() if ":1000:" in line} & names
+    for name in ("etc/shadow", "etc/machine-id", "etc/ssh", "etc/resolv.conf", "etc/hosts", "root/.ssh"):
+        assert not os.path.lexists(debian.path / name)
+    assert not list((debian.path / "home").iterdir()) and not list((debian.path / "tmp").iterdir())
+
+
+def test_debian_with_a_package_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not installed on this machine: no-such-package"):
+        tests.debian.debian(tmp_path, ["no-such-package"])
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import pty
 import signal
 import subprocess
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.images import Tree
-from tests.node import IMAGES, PREFIX, Node, loops
+from tests.node import IMAGES, PREFIX, Node, Terminal, loops, wait_for
 
 RUN = "/run/shifter"
 SHIFTER = f"{PREFIX}/bin/shifter"
@@ -41,14 +40,6 @@ def age(node: Node, seconds: int) -> None:
 
 def launch(node: Node, *command: str, image: str = "tiny:1", user: str = "alice", **options: Any) -> str:
     return node.shifter("-v", f"--image={image}", *(command or ("true",)), user=user, check=True, **options).stderr
-
-
-def wait_for(condition: Callable[[], Any], timeout: float = 20) -> Any:
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
-    return found
 
 
 @contextlib.contextmanager
@@ -84,7 +75,7 @@ def test_idle_udis_go_and_their_images_with_them(tiny_node: Node) -> None:
     assert said.count("image ") == 1
     assert udis(tiny_node) == []
     wait_for(lambda: not tiny_node.loops())
-    assert tiny_node._left() == []
+    assert tiny_node.left() == []
     assert "built now" in launch(tiny_node)
 
 
@@ -119,18 +110,18 @@ def test_udi_with_a_nested_user_namespace_stays(tiny_node: Node) -> None:
 def test_udi_with_an_interactive_launch_stays(tiny_node: Node) -> None:
     """With a private devpts a launch on a terminal has a copy of the namespace: the terminal is its /dev/console."""
     tiny_node.conf(devpts="private")
-    controller, terminal = pty.openpty()
-    try:
-        launch(tiny_node)
-        with running(tiny_node, "sh", "-c", "echo inside; tty >&2; exec sleep 1000", stdin=terminal):
-            age(tiny_node, 1000)
-            assert gc(tiny_node) == ""
-            assert len(udis(tiny_node)[0]["pids"]) == 1
+    launch(tiny_node)
+    with Terminal(tiny_node) as terminal:
+        argv = [SHIFTER, "--image=tiny:1", "sh", "-c", "echo inside; tty; exec sleep 1000"]
+        process = terminal.popen(argv)
+        assert terminal.read("/dev/console\n") == "inside\n/dev/console\n"
         age(tiny_node, 1000)
-        assert "idle" in gc(tiny_node)
-    finally:
-        os.close(controller)
-        os.close(terminal)
+        assert gc(tiny_node) == ""
+        assert len(udis(tiny_node)[0]["pids"]) == 1
+        process.kill()
+        process.wait()
+    age(tiny_node, 1000)
+    assert "idle" in gc(tiny_node)
 
 
 def test_too_old_a_udi_goes_even_in_use(tiny_node: Node) -> None:

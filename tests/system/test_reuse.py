@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests import node as nodes
 from tests.images import Tree
 from tests.node import CONF, IMAGES, PREFIX, Node, User
 
@@ -322,12 +324,7 @@ def test_launches_while_a_reaper_runs(tiny_node: Node, counts: dict[str, int]) -
         reaper.communicate()
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 20) -> Any:
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.0005)
-    return found
+wait_for = functools.partial(nodes.wait_for, pause=0.0005)  # for moments of builders that live for ten milliseconds
 
 
 def builders(node: Node) -> list[int]:

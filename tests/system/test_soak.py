@@ -94,7 +94,7 @@ def test_launches_of_many_users(
     def state() -> tuple[set[tuple[str, str, str, str]], int, int, list[str]]:
         done = node.shifterctl("gc", "--all")
         assert done.returncode == 0, done.stderr
-        left = nodes._until(node._left, 5)
+        left = nodes.until(node.left, 5)
         fds = len(os.listdir(f"/proc/{node.pid}/fd"))
         return {mount.key for mount in node.mounts()}, len(node.loops()), fds, left
 
