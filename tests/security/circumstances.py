@@ -123,5 +123,5 @@ def untouched(node: Node) -> Iterator[None]:
         os.utime(path, (long_ago, long_ago))  # idle for longer than udiIdleTime, without waiting for it
     done = node.shifterctl("gc")
     assert done.returncode == 0 and done.stderr == "", done
-    assert nodes._until(node._left, 5) == []
+    assert nodes.until(node.left, 5) == []
     works(node, "alice", "bob")
