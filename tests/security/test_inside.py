@@ -56,7 +56,7 @@ def handle(node: Node, path: str) -> list[int]:
     buffer = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
     mount = ctypes.c_int()
     try:
-        nodes._check(nodes._libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), 0x1000), "name_to_handle_at")
+        nodes.check(nodes.libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), 0x1000), "name_to_handle_at")
     finally:
         os.close(fd)
     size, kind = struct.unpack_from("Ii", buffer)
