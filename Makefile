@@ -4,6 +4,8 @@ SYSCONFDIR    ?= /etc/shifter
 LOCALSTATEDIR ?= /var
 DESTDIR       ?=
 PYTHON        ?= /usr/bin/python3
+# 0: no OpenSSH for containers; everything else works, and one that is installed already stays.
+WITH_SSHD     ?= 1
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,6 +18,7 @@ export LC_ALL := C.UTF-8
 # Symlinks resolved now: after an upgrade of the interpreter the installed byte code must not meet another one.
 PYREAL      = $(shell readlink -f $(PYTHON) 2>/dev/null)
 LIBEXEC    := $(PREFIX)/libexec/shifter/python
+UDIIMAGE   := $(PREFIX)/libexec/shifter/opt/udiImage
 CONF       := $(SYSCONFDIR)/udiRoot.conf
 VENV       := build/venv
 VPY        := $(VENV)/bin/python
@@ -30,6 +33,10 @@ PY_SRC      = $(shell find shifter -name '*.py')
 RUN_PACKAGES   := python3 ca-certificates squashfs-tools erofs-utils skopeo umoci tar gzip bzip2 xz-utils zstd \
                   util-linux mount procps passwd
 BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv python3-dev findutils coreutils
+# For the OpenSSH of containers: its source package is unpacked by dpkg-source, which patches it.
+ifneq ($(WITH_SSHD),0)
+BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
+endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
                   keyutils
@@ -90,7 +97,7 @@ build/python-deps/.stamp: pyproject.toml tools/requirements.py | $(VPY)
 
 # --- build -----------------------------------------------------------------------------------------------------------
 .PHONY: build FORCE
-build: build/shifter build/python/.stamp
+build: build/shifter build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
 
 FORCE:
 # Both are written only when their content changes.
@@ -138,6 +145,14 @@ $(FUZZ_DIR)/coverage/fuzzer: $(FUZZ_DEPS)
 build/python/.stamp: $(PY_SRC) build/_build.py build/python-deps/.stamp tools/tree.py tools/bundle.py Makefile
 	@umask 022; PYTHONNODEBUGRANGES=1 $(PYREAL) -B tools/tree.py --libexec $(LIBEXEC) --python $(PYREAL) build/python; touch $@
 
+# The OpenSSH of containers. Built once: what is there from the same source package, flags and compiler is kept.
+.PHONY: udiImage udiImage-update
+udiImage: ## build/udi-image/tree
+	@umask 022; $(PYREAL) -B tools/udi_image.py build
+udiImage-update: ## the same from the distribution's newest source package
+	@umask 022; $(PYREAL) -B tools/udi_image.py fetch
+	@$(MAKE) -s udiImage
+
 # --- install ---------------------------------------------------------------------------------------------------------
 D = $(DESTDIR)
 INSTALL := install -o 0 -g 0
@@ -177,14 +192,17 @@ install: build
 	@umask 022; shopt -s nullglob; for f in systemd/*.service systemd/*.timer; do \
 	  sed 's|@PREFIX@|$(PREFIX)|g' $$f > build/$${f##*/}; $(call put,0644,build/$${f##*/},'"$(D)$(PREFIX)/lib/systemd/system/$${f##*/}"'); done
 	@umask 022; $(call put,0644,LICENSE,$(D)$(PREFIX)/share/doc/shifter/LICENSE)
+	@# 5. The OpenSSH of containers.
+	@umask 022; [[ "$(WITH_SSHD)" == 0 ]] || $(PYREAL) -B tools/udi_image.py install '$(D)$(UDIIMAGE)'
 	@[[ -n "$(D)" ]] || echo "installed in $(PREFIX), configuration in $(CONF)"
 
-uninstall: ## leaves udiRoot.conf and the images
+uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and the images
 	@[[ $$(id -u) == 0 ]] || { echo "uninstall: as root, please" >&2; exit 1; }
 	@if [[ -z "$(D)" && -x '$(PREFIX)/bin/shifterctl' ]]; then '$(PREFIX)/bin/shifterctl' gc --all || echo "uninstall: gc failed; going on" >&2; \
 	  umount -l /run/shifter/store 2>/dev/null || true; umount -l /run/shifter 2>/dev/null || true; rmdir /run/shifter 2>/dev/null || true; fi
+	@$(PYREAL) -B tools/udi_image.py uninstall '$(D)$(UDIIMAGE)'
 	@cd '$(D)$(PREFIX)' 2>/dev/null || exit 0; \
-	rm -f bin/shifter bin/shifterimg bin/shifterctl; rm -rf libexec/shifter share/doc/shifter; \
+	rm -f bin/shifter bin/shifterimg bin/shifterctl; rm -rf libexec/shifter/python share/doc/shifter; \
 	rm -f share/man/man*/{shifter,shifterimg,shifterctl,udiRoot.conf,shifter-*}.[1-8]; \
 	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl} share/zsh/site-functions/_shifter \
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
@@ -198,7 +216,7 @@ stage:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/stage PREFIX=/opt/shifter SYSCONFDIR=/etc/shifter LOCALSTATEDIR=/var
 
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
-.PHONY: test soak lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
+.PHONY: test soak mutants lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
 PYTEST_ARGS ?=
 test: deps
@@ -207,16 +225,20 @@ test: deps
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
 	@$(MAKE) -s stage build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
+MUTANTS ?=
+mutants: deps ## each check that docs/security.md names is taken away, one by one: a test must notice (tools/mutants.py)
+	@$(VPY) -B tools/mutants.py $(MUTANTS)
 
+LINT_SRC   := $(DOOR_SRC) $(sort $(wildcard udiImage/*.c))
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
-	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(LINT_SRC); \
+	clang-tidy --quiet $(LINT_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(LINT_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
 
 FUZZ_RUNS    ?= 1000000
 FUZZ_SECONDS ?= 0
@@ -246,5 +268,5 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 help:
-	@echo 'make demo | install | uninstall | test | soak | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
-	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='
+	@echo 'make demo | install | uninstall | udiImage-update | test | soak | mutants | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
+	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) WITH_SSHD=$(WITH_SSHD) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='

@@ -125,7 +125,7 @@ _shifterctl() {
     local cur prev words cword
     _get_comp_words_by_ref -n =: cur prev words cword
     if ((cword == 1)); then
-        COMPREPLY=($(compgen -W 'config gc plan ps release --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'config gc plan ps release udi-image --help --version' -- "$cur"))
         return
     fi
     case ${words[1]} in
@@ -138,6 +138,7 @@ _shifterctl() {
             fi
             ;;
         plan) COMPREPLY=($(compgen -W '--json --' -- "$cur")) ;;
+        udi-image) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
         release) _filedir ;;
         config)
             if ((cword == 2)); then

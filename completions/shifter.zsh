@@ -55,13 +55,14 @@ _shifter_ctl() {
         '(- : *)'{-h,--help}'[show help]' '(- : *)--version[show the version]' \
         '1:command:((config\:"check or show udiRoot.conf" gc\:"take down what is idle" ps\:"list UDIs"
             plan\:"show what a launch would do"
-            release\:"take down what holds a path"))' \
+            release\:"take down what holds a path"
+            udi-image\:"show the OpenSSH for containers"))' \
         '*::argument:->argument'
     [[ $state == argument ]] || return
     case $line[1] in
         gc) _arguments '--all[everything]' '--keep-images[leave images mounted]' ;;
         ps) _arguments '--json[print JSON]' '--path[only UDIs that hold it]:path:_files' ;;
-        plan) _arguments '--json[print JSON]' ;;
+        plan | udi-image) _arguments '--json[print JSON]' ;;
         release) _arguments '1:path:_directories' ;;
         config) _arguments '--json[print JSON]' '1:command:((check\:"print faults" show\:"print values and origins"))' '2:file:_files' ;;
     esac

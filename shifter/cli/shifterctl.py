@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shifter import _build, config
-from shifter.cli import text
+from shifter.cli import text, udi_image
 from shifter.errors import AccessError, ShifterError, describe
 from shifter.udi import inventory
 
@@ -113,6 +113,9 @@ def show(as_json: bool, file: str) -> None:
         return
     rows = [row for key, value, _ in settings.entries() for row in _rows_of_key(settings, key, value)]
     text.write(text.table(("KEY", "FROM", "VALUE"), rows))
+
+
+cli.add_command(udi_image.command)
 
 
 def ask_door(*arguments: str) -> bytes:

@@ -149,6 +149,8 @@ class Sources:
             with self.user:
                 flags = syscalls.O_PATH | posix.O_DIRECTORY
                 fd = syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
+        except NotADirectoryError:
+            raise kind(f"{what} {path}: is not a directory") from None
         except OSError as error:
             raise kind(f"{what} {path}: {source_fault(error)}") from None
         self._is_directory(fd, path, what, kind)

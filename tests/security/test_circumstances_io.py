@@ -159,7 +159,9 @@ def test_messages_that_nobody_reads(tiny_node: Node, stuck: Stuck) -> None:
     tiny_node.mkdir(deep, owner="alice")
     works(tiny_node, "alice", "bob")
     missing = "--volume=/home/alice/missing:/mnt"
-    many = "--volume=" + ";".join(f"{deep}:/mnt" for _ in range(120))  # more than a pipe holds; then: too long a record
+    many = "--volume=" + ";".join(
+        f"{deep}:/{number}" for number in range(120)
+    )  # more than a pipe holds; then: too long a record
     plain = "--volume=/home/alice:/mnt"
     with untouched(tiny_node):
         for options, status in (([missing], 125), (["-v", many], 125), (["-v", plain], 6), (["-v", plain], 6)):

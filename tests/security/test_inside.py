@@ -136,5 +136,5 @@ def test_keyrings_are_the_callers(python_node: Node) -> None:
     )
     assert "_uid.5001" in outside.stdout and inside.returncode == 0, outside.stderr + inside.stderr
     for said in (inside.stdout, outside.stdout):
-        assert [line.split(";")[-1] for line in said.splitlines()[:2]] == ["_uid.5001", "_uid_ses.5001"], said
+        assert [line.split()[-1] for line in said.splitlines()[:2]] == ["_uid.5001", "_uid_ses.5001"], said
     assert "_uid.0" not in inside.stdout
