@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import Node
-from tests.security.circumstances import DOOR, builders, untouched, wait_for, works
+from tests.node import Node, wait_for
+from tests.security.circumstances import DOOR, builders, untouched, works
 from tests.security.fuse import GETATTR, INIT, LOOKUP, STATFS, UserFuse
 
 VOLUME = "--volume=/home/alice/fuse/a:/mnt"
