@@ -47,9 +47,7 @@ def test_every_program_is_static_and_hardened() -> None:
         said = subprocess.run(["readelf", "-lWd", STAGED / name], capture_output=True, text=True, check=True).stdout
         assert "INTERP" not in said and "NEEDED" not in said, name
         assert "GNU_RELRO" in said and " RWE " not in said, name
-        if manifest()["libc"] == "glibc":
-            assert "DYN (Position-Independent Executable file)" in said or "DYN (Shared object file)" in said, name
-            assert "PIE" in said and "NOW" in said, name
+        assert "DYN (" in said and "NOW" in said, name
 
 
 def test_the_manifest_tells_the_truth() -> None:
@@ -318,8 +316,7 @@ def test_login_in_an_image_of_nothing_but_busybox(login: Login) -> None:
         assert login.ssh("echo in", key=kind).stdout == "in\n"
     said = login.ssh("echo in", "-v").stderr
     assert "kex: algorithm: curve25519-sha256" in said
-    if manifest()["libc"] == "glibc":
-        assert "cipher: aes128-gcm@openssh.com" in said
+    assert "cipher: aes128-gcm@openssh.com" in said
     assert "compression: zlib@openssh.com" in login.ssh("echo in", "-v", "-C").stderr
     # A terminal: its name, owner, group and mode, and the size of the caller's.
     ours, theirs = os.openpty()
