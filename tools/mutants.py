@@ -38,7 +38,7 @@ _HEADER = re.compile(r"# (test|what|invariant|second-line): (.+)\n")
 _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@.*\n")
 _NOTICED = re.compile(
     r"(failed on teardown with \")?(assert |AssertionError|Failed|[\w.]*Leak|subprocess.TimeoutExpired)"
-    r"|[\w.]*NodeError: (?s:.*)\n(AssertionError|Failed: )"  # in a process of the node
+    r"|[\w.]*NodeError: (?s:.*)[\s.](AssertionError|Failed: )"  # in a process of the node
 )
 """What a test says that noticed something. A KeyError or the like says only that it stumbled."""
 
