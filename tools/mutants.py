@@ -147,7 +147,10 @@ class Copy:
             raise MutantError(f"pytest: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
         faults = [(case, fault) for case in cases for fault in case if fault.tag in ("failure", "error")]
-        said = [(f"{case.get('classname')}::{case.get('name')}", fault.get("message", "")) for case, fault in faults]
+        said = [
+            (f"{case.get('classname')}::{case.get('name')}", f"{fault.get('message')}\n{fault.text}")
+            for case, fault in faults
+        ]
         if not cases or any(case.find("skipped") is not None for case in cases) or bool(said) != bool(done.returncode):
             raise MutantError(f"pytest: not every test was run\n{done.stdout[-2000:]}")
         return said
@@ -207,7 +210,7 @@ def run(mutants: Sequence[Mutant], count: int = AT_A_TIME) -> Iterator[tuple[Mut
             finally:
                 free.put(copy)
 
-        if said := [f"{test}: {text}" for found in pool.map(check, range(count)) for test, text in found]:
+        if said := [f"{test}: {text[:1000]}" for found in pool.map(check, range(count)) for test, text in found]:
             raise MutantError("without any mutant a test fails:\n" + "\n".join(said))
         yield from zip(mutants, pool.map(attempt, mutants), strict=True)
 
