@@ -60,6 +60,11 @@ def test_stumbling_is_no_killing() -> None:
         ("Failed: left on the host:", True),
         ('failed on teardown with "tests.node.Leak: left behind in node1:', True),
         ("subprocess.TimeoutExpired: Command ...", True),
+        (
+            "tests.node.NodeError: Traceback (most recent call last):\n  File ...\n_pytest.outcomes.Failed: DID NOT RAISE",
+            True,
+        ),
+        ("tests.node.NodeError: Traceback (most recent call last):\n  File ...\nKeyError: 1", False),
         ("KeyError: 'Uid'", False),
         ('failed on setup with "AssertionError', False),
         ("ModuleNotFoundError: No module named 'shifter'", False),
