@@ -48,7 +48,9 @@ class Assembly:
         self._layers = 0
 
     def _new_tmpfs(self, where: str, size: str) -> int:
-        mount = syscalls.new_mount("tmpfs", {"source": "udi", "mode": "755", "size": size}, ROOT_ATTRIBUTES)
+        # nr_inodes: links of an image can make more directories of a volume's target than the user has named
+        options: "dict[str, str | None]" = {"source": "udi", "mode": "755", "size": size, "nr_inodes": "16k"}
+        mount = syscalls.new_mount("tmpfs", options, ROOT_ATTRIBUTES)
         self._attach_at(mount, where)
         return mount
 

@@ -29,6 +29,10 @@ MAX_VOLUMES = 128
 """Each is a copy of a whole mount tree: a thousand times "/" of a small node made 26,000 mounts, in one UDI."""
 
 
+MAX_DIRECTORIES = 2048
+"""On the way to the targets of all volumes: the image may lack each of them, and 30,000 fitted into one request."""
+
+
 class Sources:
     """Everything of the node that goes into one UDI. *step* is told what is being done."""
 
@@ -47,6 +51,11 @@ class Sources:
         self._site = {_plain(mount.target): mount for mount in config.siteFs}
         if len(self.volumes) > MAX_VOLUMES:
             raise UsageError(f"volume: {len(self.volumes)} of them; at most {MAX_VOLUMES} are possible")
+        directories = sum(len(volumes.components(volume.target)) for volume in self.volumes)
+        if directories > MAX_DIRECTORIES:
+            raise UsageError(
+                f"volume: {directories} directories on the way to the targets; at most {MAX_DIRECTORIES} are possible"
+            )
         targets: dict[tuple[str, ...], volumes.UserVolume] = {}
         for volume in self.volumes:
             other = targets.setdefault(volumes.components(volume.target), volume)
