@@ -154,6 +154,16 @@ def test_directories_of_volumes_are_bounded(tiny_node: Node) -> None:
     assert "22812 directories on the way to the targets; at most 2048 are possible" in refused(tiny_node, *volumes)
 
 
+def test_links_of_an_image_to_very_deep_directories(node: Node, image: Tree, tmp_path: Path) -> None:
+    """The same behind short names."""
+    tree = image.copy(tmp_path / "linked")
+    for number in range(12):
+        os.symlink(f"{number}" + "/a" * 1900, tree.path / f"link{number}")
+    node.add_image("docker:tiny:1", tree)
+    message = refused(node, *(f"--volume=/tmp:/link{number}/x" for number in range(12)))
+    assert "No space left on device" in message
+
+
 def test_image_with_very_many_words(node: Node, image: Tree) -> None:
     """The list was copied once for each word: 20 s of root's time for one launch."""
     node.add_image("docker:tiny:1", image, cmd=["a"] * 170_000)
