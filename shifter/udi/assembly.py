@@ -45,6 +45,8 @@ class Assembly:
         self.root = self._new_tmpfs("/udi", "16m")
         self.generated = self._new_tmpfs("/generated", "16m")
         self.root_device = posix.fstat(self.root).st_dev
+        self.mount_points: "list[tuple[str, posix.stat_result]]" = []
+        """What volumes were mounted on."""
         self._layers = 0
 
     def _new_tmpfs(self, where: str, size: str) -> int:

@@ -59,6 +59,7 @@ class Bind(Operation):
             resolved = assembly.resolved(target)
             if self.user is not None:
                 refuse_reserved(resolved, self.path)
+                assembly.mount_points.append((resolved, posix.fstat(target)))
             elif resolved != self.path:
                 refuse_site(resolved, self.path)
             if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
