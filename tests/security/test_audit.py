@@ -132,7 +132,9 @@ def test_who_acts_as_a_user_has_no_capability_that_counts_for_files(tiny_node: N
     launch = None
     try:
         tiny_node.call(lambda: mount("alice", "/home/alice/fuse", "fuse", data=daemon.options(5001)))
-        launch = tiny_node.popen([f"{PREFIX}/bin/shifter", "--image=tiny:1", "--volume=/home/alice/fuse/x:/x", "true"], "alice")
+        launch = tiny_node.popen(
+            [f"{PREFIX}/bin/shifter", "--image=tiny:1", "--volume=/home/alice/fuse/x:/x", "true"], "alice"
+        )
         assert nodes._until(lambda: [] if LOOKUP in daemon.asked else [1], 20) == []
         [builder] = [process.pid for process in tiny_node.processes() if "builder.pyc" in process.cmdline]
         status = Path(f"/proc/{builder}/status").read_text()
