@@ -51,7 +51,7 @@ class Assembly:
 
     def _new_tmpfs(self, where: str, size: str) -> int:
         # nr_inodes: links of an image can make more directories of a volume's target than the user has named
-        options: "dict[str, str | None]" = {"source": "udi", "mode": "755", "size": size, "nr_inodes": "16k"}
+        options: "dict[str, str | None]" = {"source": "udi", "mode": "755", "size": size, "nr_inodes": "8k"}
         mount = syscalls.new_mount("tmpfs", options, ROOT_ATTRIBUTES)
         self._attach_at(mount, where)
         return mount

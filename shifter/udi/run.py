@@ -1,6 +1,6 @@
 """One run of the builder: read the request, build, answer the door, then sweep what has expired.
 
-Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (a piece of the plan, one line for each operation),
+Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (a piece of the plan: a line each operation),
 and last ``error=``, ``again=`` (the base was made: ask once more) or ``ok=KEY``. Build path.
 """
 
