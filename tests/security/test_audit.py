@@ -13,7 +13,8 @@ import pytest
 
 from tests import node as nodes
 from tests.images import Tree
-from tests.node import IMAGES, MNT_DETACH, MS_PRIVATE, PREFIX, Node, mount, umount
+from tests.node import IMAGES, MS_PRIVATE, PREFIX, Node, mount
+from tests.node.syscalls import MNT_DETACH, umount
 from tests.security.fuse import LOOKUP, UserFuse
 from tests.security.traces import RUN
 from tests.system.mounting import refused, works
@@ -135,7 +136,7 @@ def test_who_acts_as_a_user_has_no_capability_that_counts_for_files(tiny_node: N
         launch = tiny_node.popen(
             [f"{PREFIX}/bin/shifter", "--image=tiny:1", "--volume=/home/alice/fuse/x:/x", "true"], "alice"
         )
-        assert nodes._until(lambda: [] if LOOKUP in daemon.asked else [1], 20) == []
+        assert nodes.until(lambda: [] if LOOKUP in daemon.asked else [1], 20) == []
         [builder] = [process.pid for process in tiny_node.processes() if "builder.pyc" in process.cmdline]
         status = Path(f"/proc/{builder}/status").read_text()
         assert "\nUid:\t0\t0\t0\t5001\n" in status
