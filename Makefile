@@ -218,7 +218,8 @@ stage:
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
 .PHONY: test soak mutants lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
-PYTEST_ARGS ?=
+# Each test has nodes of its own, so several can run at once.
+PYTEST_ARGS ?= -n auto --dist worksteal
 test: deps
 	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(PYTEST) -q $(PYTEST_ARGS)
