@@ -218,25 +218,30 @@ stage:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/stage PREFIX=/opt/shifter SYSCONFDIR=/etc/shifter LOCALSTATEDIR=/var
 
 # --- test, lint, measure ---------------------------------------------------------------------------------------------
-.PHONY: test soak lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
+.PHONY: test soak mutants lint fuzz fuzz-merge fuzz-coverage bench demo demo-clean clean help
 PYTEST     = $(VPY) -B -m pytest
-PYTEST_ARGS ?=
+# Each test has nodes of its own, so several can run at once.
+PYTEST_ARGS ?= -n auto --dist worksteal
 test: deps
 	@$(MAKE) -s stage build/door-asan build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@$(PYTEST) -q $(PYTEST_ARGS)
 soak: deps ## the tests marked soak with large numbers, and a report in docs/soak/
 	@$(MAKE) -s stage build/door-driver build/fuzz/fuzzer build/fuzz/coverage/fuzzer
 	@status=0; SHIFTER_SOAK=1 $(PYTEST) -q -m soak $(PYTEST_ARGS) || status=$$?; $(VPY) -I -B tools/soak_report.py; exit $$status
+MUTANTS ?=
+mutants: deps ## each check that docs/security.md names is taken away, one by one: a test must notice (tools/mutants.py)
+	@$(VPY) -B tools/mutants.py $(MUTANTS)
 
+LINT_SRC   := $(DOOR_SRC) $(sort $(wildcard udiImage/*.c))
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
-	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(LINT_SRC); \
+	clang-tidy --quiet $(LINT_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(LINT_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
 
 FUZZ_RUNS    ?= 1000000
 FUZZ_SECONDS ?= 0
@@ -266,5 +271,5 @@ clean:
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 help:
-	@echo 'make demo | install | uninstall | udiImage-update | test | soak | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
+	@echo 'make demo | install | uninstall | udiImage-update | test | soak | mutants | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
 	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) WITH_SSHD=$(WITH_SSHD) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='

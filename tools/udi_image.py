@@ -94,7 +94,9 @@ class Toolchain:
 
     def __init__(self) -> None:
         multiarch = _output("gcc", "-print-multiarch").strip()
-        archives = [Path(_output("gcc", f"-print-file-name={name}").strip()) for name in ("libc.a", "libcrypto.a", "libz.a")]
+        archives = [
+            Path(_output("gcc", f"-print-file-name={name}").strip()) for name in ("libc.a", "libcrypto.a", "libz.a")
+        ]
         if all(archive.is_absolute() for archive in archives):
             self.libc, self.compiler, self.archives = "glibc", "gcc", archives
             self.cflags = f"{CFLAGS} -fPIE"
@@ -114,7 +116,9 @@ class Toolchain:
             self.packages = ["musl-dev"]
             self.ciphers = MODERN
         else:
-            raise ImageError("neither static libraries (libssl-dev, zlib1g-dev, libc6-dev) nor musl-tools are installed")
+            raise ImageError(
+                "neither static libraries (libssl-dev, zlib1g-dev, libc6-dev) nor musl-tools are installed"
+            )
         self.version = _output(self.compiler, "--version").splitlines()[0]
 
 
@@ -161,8 +165,8 @@ def build() -> None:
 
 def _compile(tools: Toolchain, dsc: Path, work: Path, log: Any) -> None:
     """Unpack, configure and make in *work*/openssh; what the tools say goes to *log*."""
-    # apt has verified every file; dpkg-source applies the distribution's patches.
-    _run(log, "dpkg-source", "--no-copy", "--no-check", "-x", str(dsc), str(work / "openssh"))
+    # apt has verified every file; dpkg-source compares them with the .dsc once more and applies the distribution's patches.
+    _run(log, "dpkg-source", "--no-copy", "-x", str(dsc), str(work / "openssh"))
     # Patches touch configure.ac, but only for options that are not used here: no need for autoconf.
     (work / "openssh/configure").touch()
     link = [tools.compiler, *tools.link.split()]
@@ -173,7 +177,9 @@ def _compile(tools: Toolchain, dsc: Path, work: Path, log: Any) -> None:
     flags = f'{tools.cflags} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
     _run(log, "./configure", *tools.configure, f"CC={tools.compiler}", f"CFLAGS={flags}", cwd=work / "openssh")
     makefile = (work / "openssh/Makefile").read_text()
-    programs = [name for name in PROGRAMS if name not in ONLY_NEWER or re.search(rf"^{name}\$\(EXEEXT\):", makefile, re.M)]
+    programs = [
+        name for name in PROGRAMS if name not in ONLY_NEWER or re.search(rf"^{name}\$\(EXEEXT\):", makefile, re.M)
+    ]
     jobs = len(os.sched_getaffinity(0))
     _run(log, "make", f"-j{jobs}", f"LD={shlex.join(link)}", *programs, cwd=work / "openssh")
 
@@ -274,7 +280,9 @@ def _output(*command: str) -> str:
 
 def _run(log: Any, *command: str, cwd: Path | None = None) -> None:
     try:
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
+        )
     except FileNotFoundError:
         raise ImageError(f"{command[0]} is not installed") from None
     if done.returncode != 0:

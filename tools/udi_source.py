@@ -33,7 +33,11 @@ def source(cache: Path, newest: bool = False) -> Path:
     new = cache.with_name(cache.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    _fetch(new)
+    try:
+        _fetch(new)
+    except SourceError as error:
+        shutil.rmtree(new)
+        raise SourceError(f"can't get the source package of {PACKAGE}: {error}") from None
     files = {path.name: sha256(path) for path in sorted(new.iterdir())}
     if sum(name.endswith(".dsc") for name in files) != 1:
         raise SourceError(f"apt-get fetched {', '.join(files) or 'nothing'} instead of one source package")
@@ -54,18 +58,21 @@ def _fetch(target: Path) -> None:
     apt = target.with_name("apt").absolute()  # kept no longer than this: the lists are 20 MB
     shutil.rmtree(apt, ignore_errors=True)
     try:
-        for name in ("lists/partial", "cache/archives/partial", "sources", "none"):
+        for name in ("lists/partial", "cache/archives/partial", "sources", "none/parts", "none/preferencesparts"):
             (apt / name).mkdir(parents=True)
         entries = list(_entries())
         if not entries:
-            raise SourceError("apt has no package source with component main of the running release (/etc/apt/sources.list)")
+            raise SourceError(
+                "apt has no package source with component main of the running release (/etc/apt/sources.list)"
+            )
         # One file for each form that apt knows.
         for suffix in ("list", "sources"):
             (apt / f"sources/source.{suffix}").write_text("\n".join(text for kind, text in entries if kind == suffix))
         settings = [line for line in _run("apt-config", "dump").splitlines() if line.startswith("Acquire")]
         # No other configuration: hooks of the machine's are not for these lists.
         settings += [
-            f'Dir::Etc::{key} "{apt}/none/{key}";' for key in ("sourcelist", "main", "parts", "preferences", "preferencesparts")
+            f'Dir::Etc::{key} "{apt}/none/{key}";'
+            for key in ("sourcelist", "main", "parts", "preferences", "preferencesparts")
         ]
         settings += [f'Dir::Etc::sourceparts "{apt}/sources";', f'Dir::State::lists "{apt}/lists";']
         settings += [f'Dir::Cache "{apt}/cache";', 'APT::Get::AllowUnauthenticated "false";']
@@ -74,12 +81,19 @@ def _fetch(target: Path) -> None:
         said = _run("apt-get", "-q", "update", environment=environment)
         try:
             _run(
-                "apt-get", "-q", "source", "--download-only", "--only-source", PACKAGE, cwd=target, environment=environment
+                "apt-get",
+                "-q",
+                "source",
+                "--download-only",
+                "--only-source",
+                PACKAGE,
+                cwd=target,
+                environment=environment,
             )
         except SourceError as error:
             # `update` says why, but does not fail when a mirror can't be reached.
-            reasons = [line for line in said.splitlines() if line.startswith(("W:", "E:"))]
-            raise SourceError(f"{error} ({reasons[0]})" if reasons else str(error)) from None
+            reasons = [line[3:] for line in said.splitlines() if line.startswith("W: Failed to fetch")]
+            raise SourceError(reasons[0] if reasons else str(error)) from None
     finally:
         shutil.rmtree(apt, ignore_errors=True)
 

@@ -13,10 +13,11 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-int __real_connect(int fd, const struct sockaddr *address, socklen_t length);
-int __real_accept(int fd, struct sockaddr *address, socklen_t *length);
-int __wrap_connect(int fd, const struct sockaddr *address, socklen_t length);
-int __wrap_accept(int fd, struct sockaddr *address, socklen_t *length);
+/* The linker's names: it turns a call of connect into one of __wrap_connect, and __real_connect into libc's. */
+int real_connect(int fd, const struct sockaddr *address, socklen_t length) __asm__("__real_connect");
+int real_accept(int fd, struct sockaddr *address, socklen_t *length) __asm__("__real_accept");
+int wrap_connect(int fd, const struct sockaddr *address, socklen_t length) __asm__("__wrap_connect");
+int wrap_accept(int fd, struct sockaddr *address, socklen_t *length) __asm__("__wrap_accept");
 
 /* Fails on a socket that is not TCP's, and that is right. */
 static void no_delay(int fd)
@@ -25,15 +26,15 @@ static void no_delay(int fd)
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
-int __wrap_connect(int fd, const struct sockaddr *address, socklen_t length)
+int wrap_connect(int fd, const struct sockaddr *address, socklen_t length)
 {
 	no_delay(fd);
-	return __real_connect(fd, address, length);
+	return real_connect(fd, address, length);
 }
 
-int __wrap_accept(int fd, struct sockaddr *address, socklen_t *length)
+int wrap_accept(int fd, struct sockaddr *address, socklen_t *length)
 {
-	int connection = __real_accept(fd, address, length);
+	int connection = real_accept(fd, address, length);
 	if (connection >= 0)
 		no_delay(connection);
 	return connection;

@@ -71,7 +71,8 @@ def plan(as_json: bool, options: tuple[str, ...]) -> None:
     """
     if os.geteuid() == 0:
         raise AccessError("plan: a launch is an ordinary user's; run it as that user")
-    operations = [json.loads(line) for line in ask_door("--udi-plan", *options).decode("utf-8").splitlines()]
+    lines = ask_door("--udi-plan", *options).split(b"\n")[:-1]  # other separators can be in names
+    operations = [json.loads(line.decode("utf-8", "surrogateescape")) for line in lines]
     if as_json:
         text.write(json.dumps(operations, indent=2) + "\n")
     else:

@@ -67,7 +67,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise FormatError(f"{path}: not a JSON document; make install writes it anew") from None
-    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
+    if not isinstance(manifest, dict) or KEYS - manifest.keys():
         raise FormatError(f"{path}: not a manifest of this version; make install writes it anew")
     return manifest
 

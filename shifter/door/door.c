@@ -258,11 +258,11 @@ static bool watch_holds(const char *text)
     if (!parse_watch(text, &watch))
         return false;
     struct stat now;
-    setfsuid((uid_t)watch.as);
-    if (setfsuid((uid_t)-1) != (int)watch.as)
-        die("can't act as uid %u", (unsigned)watch.as);
+    /* Not the fsuid alone: CAP_SYS_PTRACE would be kept, and a link of the user's to /proc/PID/cwd followed with it. */
+    if (seteuid((uid_t)watch.as) != 0 || geteuid() != watch.as)
+        die("can't act as uid %u: %s", (unsigned)watch.as, strerror(errno));
     int result = stat(watch.path, &now);
-    setfsuid(0);
+    raise_privilege();
     if (result != 0)
         return watch.inode == 0;
     return now.st_dev == watch.device && now.st_ino == watch.inode && (uint64_t)now.st_size == watch.size &&

@@ -225,7 +225,7 @@ int run_builder(const struct document *request, int lock, bool verbose, uint64_t
                 if (verbose)
                     say("%6.1f ms  %s", (double)(int64_t)(when - started) / 1e6, value);
             } else if (key_is(field, "plan")) {
-                if (fprintf(lines, "%s\n", value) < 0)
+                if (fputs(value, lines) < 0)
                     die("out of memory");
             } else if (key_is(field, "error")) {
                 die("%s", value);

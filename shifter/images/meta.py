@@ -132,18 +132,16 @@ def _words(value: str) -> "list[str] | None":
     if value[0] != "[" or not inner.removeprefix("u").startswith(("'", '"')):
         return [value]
     words = []
-    position = 1
+    position, last = 1, len(value) - 1
     while True:
         word, position = _literal(value, _skip(value, position))
         words.append(word)
         position = _skip(value, position)
         if value[position : position + 1] == ",":
             position = _skip(value, position + 1)
-        elif value[position:] == "]":
-            return words
-        else:
+        elif position != last or value[last] != "]":
             raise FormatError(f"malformed list {value[:60]!a}")
-        if value[position:] == "]":
+        if position == last and value[last] == "]":  # a slice would copy the rest of the list, for each word
             return words
 
 

@@ -27,6 +27,7 @@ EXTENSIONS = {"squashfs": "squashfs", "erofs": "erofs", "VFS": ""}
 
 _MAX_META = 1 << 20
 _MAX_SUGGESTIONS = 3
+_MAX_COMPARED = 100
 _FILE_FLAGS = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 
 
@@ -203,7 +204,7 @@ class Store:
 
     def _suggestion(self, ref: reference.ImageReference, caller: "Caller | None") -> str:
         """Return ``; did you mean ...?`` with close tags that *caller* may know of, or nothing."""
-        if caller is None:
+        if caller is None or len(ref.name) > _MAX_COMPARED:  # it is compared with each tag, letter by letter
             return ""
         close: "list[str]" = []
         try:

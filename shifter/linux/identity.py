@@ -1,7 +1,8 @@
 """Acting as somebody else for file access: fsuid, fsgid and supplementary groups, set and read back.
 
 The kernel drops the file-related capabilities (CAP_DAC_OVERRIDE, CAP_FOWNER ...) from the effective set while fsuid is
-not 0 (capabilities(7)), and still allows mount calls: so a path is looked up with the rights of that account only.
+not 0 (capabilities(7)). All others but CAP_SYS_ADMIN, for mount calls, are taken too: CAP_SYS_PTRACE shows what hidepid
+hides, CAP_SYS_RESOURCE writes beyond quotas. So a path is looked up with the rights of that account only.
 Part of the build path.
 """
 
@@ -31,7 +32,12 @@ class Identity:
             posix.setgroups(list(self.groups))
         syscalls.setfsgid(self.gid)
         syscalls.setfsuid(self.uid)
-        if current() != (self.uid, self.gid) or sorted(posix.getgroups()) != sorted(self.groups):
+        try:
+            self._own_capabilities = syscalls.limit_capabilities(1 << syscalls.CAP_SYS_ADMIN)
+        except OSError:
+            self._own_capabilities = b""
+        changed = current() == (self.uid, self.gid) and sorted(posix.getgroups()) == sorted(self.groups)
+        if not changed or not self._own_capabilities:
             # The kernel refused a drop of privileges: nothing may go on from here, not even what handles errors.
             posix.write(2, b"the kernel did not let the builder act as another account\n")
             posix._exit(70)
@@ -42,9 +48,10 @@ class Identity:
     ) -> None:
         if self.uid == 0:
             return
-        syscalls.setfsuid(posix.geteuid())
-        syscalls.setfsgid(posix.getegid())
         try:
+            syscalls.restore_capabilities(self._own_capabilities)
+            syscalls.setfsuid(posix.geteuid())
+            syscalls.setfsgid(posix.getegid())
             if self._own_groups != list(self.groups):
                 posix.setgroups(self._own_groups)
             back = current() == (posix.geteuid(), posix.getegid())

@@ -63,6 +63,10 @@ NS_GET_USERNS = 0xB701
 NS_GET_MNTNS_ID = 0x8008B705
 """_IOR(0xb7, 5, __u64), linux/nsfs.h: the 64-bit id of a mount namespace, never reused (unlike the nsfs inode)."""
 
+CAP_SYS_ADMIN = 21
+_CAPABILITIES = (0x20080522).to_bytes(4, "little") + bytes(4)
+"""struct __user_cap_header_struct: _LINUX_CAPABILITY_VERSION_3, this thread."""
+
 NSFS_MAGIC = 0x6E736673
 PROC_SUPER_MAGIC = 0x9FA0
 
@@ -102,8 +106,8 @@ def _libc(name: str) -> "Any":
 
 _syscall = _LongFunction(_ctypes.dlsym(_LIBC, "syscall"))
 _setns, _unshare, _pivot_root, _umount2, _mount = map(_libc, ("setns", "unshare", "pivot_root", "umount2", "mount"))
-_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl, _readahead = map(
-    _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl", "readahead")
+_setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl, _readahead, _capget, _capset = map(
+    _libc, ("setfsuid", "setfsgid", "ioctl", "flock", "fstatfs", "prctl", "readahead", "capget", "capset")
 )
 
 
@@ -221,6 +225,27 @@ def setfsuid(uid: int) -> int:
 def setfsgid(gid: int) -> int:
     """setfsgid(2); see setfsuid."""
     return int(_setfsgid(_Long(gid))) & 0xFFFFFFFF
+
+
+def limit_capabilities(keep: int) -> bytes:
+    """capset(2): take all effective capabilities but those in the mask *keep*; return what ``restore_capabilities`` needs.
+
+    Effective only, and of this thread only.
+    """
+    sets = bytearray(24)  # two of struct __user_cap_data_struct: 32 bits each of effective, permitted, inheritable
+    array = (_Char * len(sets)).from_buffer(sets)
+    _call(_capget, "capget", _CAPABILITIES, _ctypes.addressof(array))
+    before = bytes(sets)
+    for offset, bits in ((0, keep & 0xFFFFFFFF), (12, keep >> 32)):
+        bits &= int.from_bytes(sets[offset : offset + 4], "little")
+        sets[offset : offset + 4] = bits.to_bytes(4, "little")
+    restore_capabilities(bytes(sets))
+    return before
+
+
+def restore_capabilities(sets: bytes) -> None:
+    """capset(2) of what ``limit_capabilities`` returned."""
+    _call(_capset, "capset", _CAPABILITIES, sets)
 
 
 def ioctl(fd: int, request: int, argument: "int | bytearray | bytes", what: str) -> int:

@@ -45,10 +45,14 @@ class Assembly:
         self.root = self._new_tmpfs("/udi", "16m")
         self.generated = self._new_tmpfs("/generated", "16m")
         self.root_device = posix.fstat(self.root).st_dev
+        self.mount_points: "list[tuple[str, posix.stat_result]]" = []
+        """What volumes were mounted on."""
         self._layers = 0
 
     def _new_tmpfs(self, where: str, size: str) -> int:
-        mount = syscalls.new_mount("tmpfs", {"source": "udi", "mode": "755", "size": size}, ROOT_ATTRIBUTES)
+        # nr_inodes: links of an image can make more directories of a volume's target than the user has named
+        options: "dict[str, str | None]" = {"source": "udi", "mode": "755", "size": size, "nr_inodes": "8k"}
+        mount = syscalls.new_mount("tmpfs", options, ROOT_ATTRIBUTES)
         self._attach_at(mount, where)
         return mount
 

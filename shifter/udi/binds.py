@@ -59,6 +59,7 @@ class Bind(Operation):
             resolved = assembly.resolved(target)
             if self.user is not None:
                 refuse_reserved(resolved, self.path)
+                assembly.mount_points.append((resolved, posix.fstat(target)))
             elif resolved != self.path:
                 refuse_site(resolved, self.path)
             if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
@@ -164,19 +165,8 @@ def nearest(assembly: Assembly, target: str, reader: Identity) -> "tuple[int, st
     """
     for _ in range(MAX_LINKS):
         parts = volumes.components(target)
-        for count in range(len(parts) - 1, -1, -1):
-            above = "/" + "/".join(parts[:count])
-            try:
-                with reader:
-                    fd = assembly.open(above, syscalls.O_PATH | posix.O_DIRECTORY)
-                break
-            except FileNotFoundError:
-                continue
-            except NotADirectoryError:
-                raise BuildError(f"{target}: {above} is a file in the container") from None
-            except OSError as error:
-                raise BuildError(f"{target}: {above} {unreachable(error)}") from None
-        rest = parts[count:]
+        with reader:
+            fd, rest = _descend(assembly, target, parts)
         if ".." in rest:
             break
         try:
@@ -188,6 +178,31 @@ def nearest(assembly: Assembly, target: str, reader: Identity) -> "tuple[int, st
         posix.close(fd)
         target = "/".join((where, link, *rest[1:]))
     raise BuildError(f"{target} leads through symbolic links of the image to nothing")
+
+
+def _descend(assembly: Assembly, target: str, parts: "tuple[str, ...]") -> "tuple[int, tuple[str, ...]]":
+    """Open the nearest existing directory above *parts*; return it and the names below it. Raises BuildError.
+
+    By bisection, the longest first: with 2,000 names that are not there, trying all took a second of root's time.
+    """
+    found, missing, count = -1, len(parts), len(parts) - 1
+    low = -1
+    while low + 1 < missing:
+        above = "/" + "/".join(parts[:count])
+        try:
+            fd = assembly.open(above, syscalls.O_PATH | posix.O_DIRECTORY)
+        except FileNotFoundError:
+            missing = count
+        except NotADirectoryError:
+            raise BuildError(f"{target}: {above} is a file in the container") from None
+        except OSError as error:
+            raise BuildError(f"{target}: {above} {unreachable(error)}") from None
+        else:
+            if found >= 0:
+                posix.close(found)
+            found, low = fd, count
+        count = (low + missing) // 2
+    return found, parts[low:]
 
 
 def make_as_user(assembly: Assembly, path: str, directory: bool, user: Identity) -> int:

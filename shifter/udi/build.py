@@ -128,6 +128,9 @@ class Builder:
 
         self.step("pinning the UDI")
         namespace = posix.open("self/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs)
+        if assembly.mount_points:
+            syscalls.setns(caller)
+            self.sources.take_mount_points(assembly.mount_points)
         syscalls.setns(home)
         posix.close(caller)
         return self._publish(namespace, assembly.root_device, shell)

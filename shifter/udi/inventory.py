@@ -6,6 +6,7 @@ Not part of the build path.
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import TextIO
 
 from shifter import config as configuration
 from shifter import fields
@@ -48,8 +49,8 @@ class _FileSystem:
         try:
             with open(f"/proc/self/fdinfo/{fd}") as info:
                 mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-            with open("/proc/self/mountinfo", errors="surrogateescape") as table:
-                self.device = next(line.split()[2] for line in table if line.split()[0] == mount)
+            with _table("/proc/self/mountinfo") as table:
+                self.device = next(line.split(" ", 3)[2] for line in table if line.split(" ", 1)[0] == mount)
             self.prefix = f"{os.fstat(fd).st_dev:x}-"
         except StopIteration:
             raise ShifterError(f"{path}: it is on no mount of this namespace") from None
@@ -189,14 +190,18 @@ def entries(directory: str) -> "list[str]":
         return []
 
 
+def _table(file: "int | str") -> TextIO:
+    """Open a mount table. Names in it are users': any byte but the line feed and the blank."""
+    return open(file, errors="surrogateescape", newline="\n")
+
+
 def _devices(directory: str, home: int) -> "set[str]":
     """Return the devices that are mounted in the UDI: only its own mount table tells all of them."""
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     namespace = pins.open_namespace(f"{directory}/ns")
     try:
         syscalls.setns(namespace)
-        # Names of mounts are users': any byte but the line feed.
-        with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc), errors="surrogateescape", newline="\n") as table:
+        with _table(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc)) as table:
             return {line.split(" ", 3)[2] for line in table}
     finally:
         syscalls.setns(home)

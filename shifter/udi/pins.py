@@ -165,7 +165,7 @@ def _is_our_mount() -> bool:
     info = [line.split() for line in _read(f"/proc/self/fdinfo/{run}").splitlines()]
     posix.close(run)
     mount = next(words[1] for words in info if words[0] == b"mnt_id:")
-    for line in _read("/proc/self/mountinfo").splitlines():
+    for line in _read("/proc/self/mountinfo").split(b"\n"):  # a carriage return can be part of a user's name
         words = line.split(b" ")
         if words[0] == mount:
             return words[4] == RUN.encode("ascii") and words[-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]

@@ -1,6 +1,6 @@
 """One run of the builder: read the request, build, answer the door, then sweep what has expired.
 
-Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (an operation that would be executed),
+Answer: fields ``step=NS:TEXT`` (what is being done, and since when) or ``plan=`` (a piece of the plan: a line each operation),
 and last ``error=``, ``again=`` (the base was made: ask once more) or ``ok=KEY``. Build path.
 """
 
@@ -27,6 +27,10 @@ FIONREAD = 0x541B
 
 UNREAD_STEPS = 16384
 """With so many bytes in it a pipe has room for the answer (of 16 buffers half are free, however the bytes lie in them)."""
+
+
+MAX_ANSWER = 4000
+"""Characters of one field; a longer one is cut."""
 
 
 def main(lock: str) -> int:
@@ -81,8 +85,9 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
     operations = builder.prepare()
     if asked.show == "plan":
         builder.sources.refuse_absent(None)
-        for operation in operations:
-            _answer("plan", operation.serialise())
+        lines = "".join(operation.serialise() + "\n" for operation in operations)
+        for start in range(0, len(lines), MAX_ANSWER):
+            _answer("plan", lines[start : start + MAX_ANSWER])
         _answer("ok", "plan")
         return
     key = builder.make(operations, home)
@@ -139,7 +144,7 @@ def _answer(key: str, value: str) -> None:
     if key == "step" and int.from_bytes(unread, "little") > UNREAD_STEPS:
         return
     try:
-        posix.write(ANSWER, fields.encode([(key, value.replace("\0", "?")[:4000])]))
+        posix.write(ANSWER, fields.encode([(key, value.replace("\0", "?")[:MAX_ANSWER])]))
     except BrokenPipeError:
         pass
 

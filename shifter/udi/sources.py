@@ -29,6 +29,10 @@ MAX_VOLUMES = 128
 """Each is a copy of a whole mount tree: a thousand times "/" of a small node made 26,000 mounts, in one UDI."""
 
 
+MAX_DIRECTORIES = 2048
+"""On the way to the targets of all volumes: the image may lack each of them, and 30,000 fitted into one request."""
+
+
 class Sources:
     """Everything of the node that goes into one UDI. *step* is told what is being done."""
 
@@ -44,9 +48,16 @@ class Sources:
         self.watches: "list[Watch]" = []
         self.volumes = [volume for text in texts for volume in volumes.parse_user(text)]
         self._absent: volumes.UserVolume | None = None
+        self._shown: dict[str, str] = {}
+        """Where in the UDI something of the node is, and what."""
         self._site = {_plain(mount.target): mount for mount in config.siteFs}
         if len(self.volumes) > MAX_VOLUMES:
             raise UsageError(f"volume: {len(self.volumes)} of them; at most {MAX_VOLUMES} are possible")
+        directories = sum(len(volumes.components(volume.target)) for volume in self.volumes)
+        if directories > MAX_DIRECTORIES:
+            raise UsageError(
+                f"volume: {directories} directories on the way to the targets; at most {MAX_DIRECTORIES} are possible"
+            )
         targets: dict[tuple[str, ...], volumes.UserVolume] = {}
         for volume in self.volumes:
             other = targets.setdefault(volumes.components(volume.target), volume)
@@ -68,6 +79,7 @@ class Sources:
             flags = " ".join(mount.flags)
             target = _plain(mount.target)
             binds.append(Bind(target, mount.source, clone, flags, f"siteFs at {mount.where}", directory))
+            self._shown[target] = mount.source
         return parents_first(binds)
 
     def users(self) -> "list[Bind]":
@@ -92,6 +104,7 @@ class Sources:
             flags = " ".join(("rec", *volume.flags)) if directory else " ".join(volume.flags)
             reason = f"volume {volume}, {origin}"
             binds.append(Bind(_plain(volume.target), path, clone, flags, reason, directory, self.user))
+            self._shown[_plain(volume.target)] = path
         return parents_first(binds)
 
     def refuse_absent(self, assembly: "Assembly | None") -> None:
@@ -110,6 +123,26 @@ class Sources:
                     "a volume is a directory or file of the node"
                 )
         raise BuildError(f"volume {path}: {posix.strerror(errno.ENOENT)}")
+
+    def take_mount_points(self, used: "list[tuple[str, posix.stat_result]]") -> None:
+        """Remember the node's directories and files that volumes lie on, (path in the UDI, its status) each.
+
+        Whoever removes one on the node takes the volume off it in the UDI. Called in the caller's namespace.
+        """
+        for path, status in used:
+            above = ancestor_in(path.rpartition("/")[0] or "/", self._shown)
+            if above is None:
+                continue  # on the image, or on the UDI's own root
+            place = _plain(self._shown[above] + path[len(above) :])
+            try:
+                with self.user:
+                    fd = _open(place, syscalls.RESOLVE_NO_MAGICLINKS)
+                now = posix.fstat(fd)
+                posix.close(fd)
+            except OSError:
+                continue  # the user does not reach it on the node, where a door would look
+            if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
+                self.taken.append((now.st_dev, now.st_ino, place))
 
     def system(self, has_cgroups: bool) -> "list[Bind]":
         """Clone what every UDI has of the node: /dev, /sys, /tmp and /var/tmp, and Shifter itself, if it is in /opt."""
@@ -132,6 +165,7 @@ class Sources:
             clone = clone_for_udi(source, recursive, propagates, attributes)
             posix.close(source)
             binds.append(Bind(path, path, clone, "rec" if recursive else "", "every UDI has it"))
+            self._shown[path] = path
         return binds
 
     def udi_image(self) -> "Bind | None":
@@ -167,6 +201,8 @@ class Sources:
             with self.user:
                 flags = syscalls.O_PATH | posix.O_DIRECTORY
                 fd = syscalls.openat2(syscalls.AT_FDCWD, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
+        except NotADirectoryError:
+            raise kind(f"{what} {path}: is not a directory") from None
         except OSError as error:
             raise kind(f"{what} {path}: {source_fault(error)}") from None
         self._is_directory(fd, path, what, kind)

@@ -42,6 +42,7 @@ from tests.node.syscalls import (
     MS_PRIVATE,
     MS_REC,
     MS_REMOUNT,
+    NS_GET_MNTNS_ID,
     PR_SET_CHILD_SUBREAPER,
     bind,
     check,
@@ -56,7 +57,7 @@ from tests.node.watch import Leak, Listener, Loop, Mount, Process, loops, mounti
 
 __all__ = [
     "BUILD", "CLONE_NEWNS", "CONF", "DEFAULT_CONF", "IMAGES", "MS_BIND", "MS_NODEV", "MS_NOEXEC", "MS_NOSUID",
-    "MS_PRIVATE", "MS_REC", "MS_REMOUNT", "PREFIX", "PR_SET_CHILD_SUBREAPER", "REPO", "STAGE", "USERS", "Cluster",
-    "Leak", "Listener", "Loop", "Mount", "Node", "NodeError", "Process", "Terminal", "User", "bind", "check",
+    "MS_PRIVATE", "MS_REC", "MS_REMOUNT", "NS_GET_MNTNS_ID", "PREFIX", "PR_SET_CHILD_SUBREAPER", "REPO", "STAGE",
+    "USERS", "Cluster", "Leak", "Listener", "Loop", "Mount", "Node", "NodeError", "Process", "Terminal", "User", "bind", "check",
     "cluster", "libc", "loops", "mount", "mountinfo", "network", "normal_tag", "prctl", "unshare", "until", "wait_for",
 ]  # fmt: skip

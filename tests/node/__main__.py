@@ -11,4 +11,4 @@ if __name__ == "__main__":
     with cluster(int(next(filter(str.isdigit, words), "1")), shared="shared" in words) as nodes:
         for node in nodes:
             print(f"{node.name}: PID 1 is {node.pid} on the host, {nodes.addresses[node.name]}", file=sys.stderr)
-        nodes[0].run("exec setsid -c sh", stdin=None, stdout=None, stderr=None, timeout=86400)
+        nodes[0].popen("exec setsid -c -w sh", stdin=None, stdout=None, stderr=None).wait()

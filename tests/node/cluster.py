@@ -33,11 +33,15 @@ class Network:
     """A bridge, and a cable from it to each node, which is called there as the node is."""
 
     def __init__(self) -> None:
-        with network() as self._namespace:
-            self._disable_ipv6()
-            self._route = _route()
-        self._route.link("add", ifname=BRIDGE, kind="bridge")
-        self._set(BRIDGE, state="up")
+        with contextlib.ExitStack() as stack:
+            with network() as namespace:
+                stack.callback(os.close, namespace)
+                with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+                    Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+                self._route = stack.enter_context(_route())
+            self._route.link("add", ifname=BRIDGE, kind="bridge")
+            self._set(BRIDGE, state="up")
+            self._end = stack.pop_all()
 
     def connect(self, node: Node, address: str) -> None:
         """Give *node* an `eth0` with *address* and the network at the other end."""
@@ -64,17 +68,11 @@ class Network:
 
     def close(self) -> None:
         """Let the kernel take it down."""
-        self._route.close()
-        os.close(self._namespace)
+        self._end.close()
 
     def _set(self, name: str, **what: Any) -> None:
         (index,) = self._route.link_lookup(ifname=name)
         self._route.link("set", index=index, **what)
-
-    @staticmethod
-    def _disable_ipv6() -> None:
-        with contextlib.suppress(FileNotFoundError):  # a kernel without it
-            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
 
 
 class Cluster(Sequence[Node]):

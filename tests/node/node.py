@@ -159,8 +159,7 @@ class Node(Files):
         def found() -> list[Listener]:
             return [one for one in self.listeners() if one.port == port]
 
-        answer: list[Listener] = wait_for(found, timeout)
-        return answer[0]
+        return wait_for(found, timeout)[0]
 
     def loops(self) -> list[Loop]:
         """Loop devices whose backing file lies on a file system of this node, or of the store that it shares."""

@@ -10,10 +10,11 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 LOOP_GET_STATUS64 = 0x4C05
 TCP_LISTEN = "0A"
+T = TypeVar("T")
 
 
 class Leak(AssertionError):
@@ -188,10 +189,10 @@ def until(look: Callable[[], list[Any]], timeout: float) -> list[Any]:
     return []
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 20, pause: float = 0.005) -> Any:
-    """Call *condition* until what it returns is true, and return that; fail after *timeout* seconds."""
+def wait_for(condition: Callable[[], T], timeout: float = 30, pause: float = 0.002) -> T:
+    """Return what *condition* finds; *timeout* is only how long a broken program may keep the test."""
     end = time.monotonic() + timeout
     while not (found := condition()):
-        assert time.monotonic() < end, f"waited {timeout} s for {condition.__qualname__}; last answer: {found!r}"
+        assert time.monotonic() < end, f"waited {timeout} s, and still {found!r}"
         time.sleep(pause)
     return found

@@ -7,25 +7,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from tests import node as nodes
-from tests.node import PREFIX, Node
+from tests.node import PREFIX, Node, wait_for
 
 DOOR = f"{PREFIX}/bin/shifter"
 RUN = "/run/shifter"
-T = TypeVar("T")
-
-
-def wait_for(condition: Callable[[], T], timeout: float = 30) -> T:
-    """Return what *condition* finds; the time is only how long a broken program may keep the test."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.001)
-    return found
 
 
 def builders(node: Node) -> list[int]:
@@ -123,5 +112,5 @@ def untouched(node: Node) -> Iterator[None]:
         os.utime(path, (long_ago, long_ago))  # idle for longer than udiIdleTime, without waiting for it
     done = node.shifterctl("gc")
     assert done.returncode == 0 and done.stderr == "", done
-    assert nodes._until(node._left, 5) == []
+    assert nodes.until(node.left, 5) == []
     works(node, "alice", "bob")

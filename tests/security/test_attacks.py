@@ -18,8 +18,9 @@ DOOR = f"{PREFIX}/bin/shifter"
 
 def test_nothing_is_kept(tiny_node: Node) -> None:
     script = "grep -E '^(Uid|Gid|Groups|NoNewPrivs|Cap|Seccomp)' /proc/self/status"
-    out = tiny_node.shifter("--image=tiny:1", "sh", "-c", script, groups=(0, 6001, 6002)).stdout
-    lines = dict(line.split(":\t") for line in out.splitlines())
+    done = tiny_node.shifter("--image=tiny:1", "sh", "-c", script, groups=(0, 6001, 6002))
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(":\t") for line in done.stdout.splitlines())
     assert lines["Uid"] == "5001\t5001\t5001\t5001" and lines["Gid"] == "5001\t5001\t5001\t5001"
     assert lines["Groups"].split() == ["6001", "6002"]
     assert all(int(lines[f"Cap{name}"], 16) == 0 for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
@@ -138,7 +139,7 @@ def test_hostile_environment(tiny_node: Node) -> None:
     for args in (["--image=tiny:1", "/bin/echo", "ok"],) * 2 + (["--help"], ["--nonsense"]):
         done = tiny_node.shifter(*args, clean=True, env=env, cwd=evil)
         assert done.returncode == 0 or args == ["--nonsense"], done.stderr
-        assert not tiny_node.exists("/tmp/pwned")
+        assert not list(tiny_node.path("/tmp").glob("pwned*"))  # ld.so puts a number behind it
     assert not list(tiny_node.path(evil).rglob("__pycache__"))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import Mount, Node, mountinfo
-from tests.security.circumstances import DOOR, RUN, builders, held_image, stopped_builder, untouched, wait_for, works
+from tests.node import Mount, Node, mountinfo, wait_for
+from tests.security.circumstances import DOOR, RUN, builders, held_image, stopped_builder, untouched, works
 
 # --- signals ---------------------------------------------------------------------------------------------------------
 

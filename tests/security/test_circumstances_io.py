@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import Node
-from tests.security.circumstances import DOOR, builders, untouched, wait_for, works
+from tests.node import Node, wait_for
+from tests.security.circumstances import DOOR, builders, untouched, works
 from tests.security.fuse import GETATTR, INIT, LOOKUP, STATFS, UserFuse
 
 VOLUME = "--volume=/home/alice/fuse/a:/mnt"
@@ -159,7 +159,9 @@ def test_messages_that_nobody_reads(tiny_node: Node, stuck: Stuck) -> None:
     tiny_node.mkdir(deep, owner="alice")
     works(tiny_node, "alice", "bob")
     missing = "--volume=/home/alice/missing:/mnt"
-    many = "--volume=" + ";".join(f"{deep}:/mnt" for _ in range(120))  # more than a pipe holds; then: too long a record
+    many = "--volume=" + ";".join(
+        f"{deep}:/{number}" for number in range(120)
+    )  # more than a pipe holds; then: too long a record
     plain = "--volume=/home/alice:/mnt"
     with untouched(tiny_node):
         for options, status in (([missing], 125), (["-v", many], 125), (["-v", plain], 6), (["-v", plain], 6)):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import Node
-from tests.security.circumstances import DOOR, held_image, stopped_builder, untouched, wait_for, works
+from tests.node import Node, wait_for
+from tests.security.circumstances import DOOR, held_image, stopped_builder, untouched, works
 
 PROBE = textwrap.dedent(
     """

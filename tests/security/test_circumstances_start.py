@@ -105,7 +105,7 @@ def start(node: Node, what: Circumstance, request: int, terminal: int, hard: boo
         for fd in what.closed:
             os.close(fd)
 
-    words = [DOOR, "--image=tiny:1", f"--volume=/home/alice:/mnt{'/' * request}", "/bin/busybox", "sh", "-c", "exit 6"]
+    words = [DOOR, "--image=tiny:1", f"--volume=/home/alice:/srv{'/' * request}", "/bin/busybox", "sh", "-c", "exit 6"]
     limits = [limit if hard else limit + ":" for limit in what.limits.split()]  # with a colon: the soft one only
     before = ["/usr/bin/prlimit", *limits] if limits else []
     return node.popen(
@@ -155,6 +155,7 @@ def test_builder_never_shows_who_called(tiny_node: Node, terminal: int) -> None:
     assert wrong == []
     assert expected["environment"] == b"LC_ALL=C\0" and expected["leads its session"] is True
     assert expected["terminal, nice, policy"] == ("0", "0", "0")
+    assert "/dev/pts/" not in str(expected["descriptors"]), "every one of these doors has its terminal"
 
 
 def test_limits_that_root_can_not_raise(tiny_node: Node, terminal: int) -> None:

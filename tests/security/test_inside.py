@@ -12,7 +12,8 @@ import pytest
 
 from tests import node as nodes
 from tests.images import Tree
-from tests.node import NS_GET_MNTNS_ID, PREFIX, Node
+from tests.node import PREFIX, Node
+from tests.node.syscalls import NS_GET_MNTNS_ID
 from tests.security.traces import RUN, nothing_left, traces
 
 DOOR = f"{PREFIX}/bin/shifter"
@@ -56,7 +57,7 @@ def handle(node: Node, path: str) -> list[int]:
     buffer = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
     mount = ctypes.c_int()
     try:
-        nodes._check(nodes._libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), 0x1000), "name_to_handle_at")
+        nodes.check(nodes.libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), 0x1000), "name_to_handle_at")
     finally:
         os.close(fd)
     size, kind = struct.unpack_from("Ii", buffer)
@@ -136,5 +137,5 @@ def test_keyrings_are_the_callers(python_node: Node) -> None:
     )
     assert "_uid.5001" in outside.stdout and inside.returncode == 0, outside.stderr + inside.stderr
     for said in (inside.stdout, outside.stdout):
-        assert [line.split(";")[-1] for line in said.splitlines()[:2]] == ["_uid.5001", "_uid_ses.5001"], said
+        assert [line.split()[-1] for line in said.splitlines()[:2]] == ["_uid.5001", "_uid_ses.5001"], said
     assert "_uid.0" not in inside.stdout

@@ -37,6 +37,7 @@ def test_pid_1_of_a_user_is_not_home(tiny_node: Node) -> None:
     """Root followed PID 1 into the user's mount namespace, and made /srv/private (there: /run/shifter) 0711."""
     assert tiny_node.shifter("--image=tiny:1", "/bin/true", user="bob").returncode == 0  # so that /run/shifter is there
     tiny_node.mkdir("/srv/private", 0o700)
+    tiny_node.mkdir("/srv/private/udi")
     tiny_node.write("/srv/private/file", "secret")
     tiny_node.write("/tmp/evil.py", textwrap.dedent(EVIL_INIT))
     enter = "unshare --mount --pid --fork --mount-proc setpriv --reuid 5001 --regid 5001 --clear-groups"
@@ -44,6 +45,7 @@ def test_pid_1_of_a_user_is_not_home(tiny_node: Node) -> None:
         f"{enter} /usr/bin/python3 /tmp/evil.py /opt/shifter/bin/shifter --image=tiny:1 /bin/echo inside", timeout=60
     )
     assert tiny_node.path("/srv/private").stat().st_mode & 0o7777 == 0o700, done.stdout
+    assert not tiny_node.exists("/srv/private/udi/5001"), "nor did the door"
     assert done.stdout.startswith("exit 125") and "PID 1" in done.stdout, done.stdout + done.stderr
 
 

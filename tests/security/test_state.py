@@ -25,7 +25,7 @@ def ready(node: Node, image: Tree) -> Node:
     settings = {"entry": ["/bin/sh", "-c"], "cmd": ["true"], "workdir": "/srv", "env": {"COLOUR": "blue"}}
     node.add_image("docker:tiny:1", image, **settings)  # type: ignore[arg-type]
     launch(node)
-    assert nodes._until(lambda: [p for p in node.processes() if "builder.pyc" in p.cmdline], 20) == []  # it sweeps
+    assert nodes.until(lambda: [p for p in node.processes() if "builder.pyc" in p.cmdline], 20) == []  # it sweeps
     return node
 
 

@@ -190,8 +190,11 @@ def test_a_tag_can_only_name_an_image(node: Node, target: str) -> None:
 
 
 def test_identifiers_stay_in_the_store(node: Node) -> None:
+    node.write("/outside.meta", "FORMAT: squashfs\n")
+    node.write("/outside.squashfs", "image")
+
     def look(store: Store) -> None:
-        for identifier in ("../etc/passwd", "..", "", "a/b", ".x", "a\0b"):
+        for identifier in ("../outside", "../etc/passwd", "..", "", "a/b", ".x", "a\0b"):
             with pytest.raises(ImageError):
                 store.image(identifier)
         assert store.resolve(reference.parse("id:abc")) == "abc"

@@ -1,6 +1,7 @@
 """What `make install` puts where, with which owner and mode; all into a DESTDIR of the test's own."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def test_owner_and_modes_whatever_the_umask(dest: Path) -> None:
         if stat.S_ISDIR(info.st_mode):
             assert stat.S_IMODE(info.st_mode) == 0o755, name
         elif stat.S_ISREG(info.st_mode) and name != "opt/shifter/bin/shifter":
-            executable = name.startswith("opt/shifter/bin/")
+            udi_image = re.match(r"opt/shifter/libexec/shifter/opt/udiImage/(bin|sbin|libexec)/", name)
+            executable = name.startswith("opt/shifter/bin/") or udi_image
             assert stat.S_IMODE(info.st_mode) == (0o755 if executable else 0o644), name
     assert [name for name, info in found.items() if info.st_mode & 0o6000] == ["opt/shifter/bin/shifter"]
 

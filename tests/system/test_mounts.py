@@ -109,6 +109,10 @@ def test_site_target_through_symlinks(node: Node, image: Tree, tmp_path_factory:
     )
     assert not node.exists("/srv/new")
     assert not node.exists("/var/gone")
+    for target in ("/etcl", "/etcl/new"):
+        node.conf(siteFs=[f"/srv/a:{target}"])
+        message = f"{target} is a symbolic link of the image to {target.replace('l', '')}, which can't be a target"
+        assert message in refused(node)
 
 
 def test_site_source_missing(site: Node) -> None:

@@ -109,8 +109,7 @@ def test_volume_refused(node: Node, linked: Tree, volume: str, message: str) -> 
     links = "ln -s /etc /home/toetc; ln -s /dev /home/todev; ln -s / /home/tonew; mkfifo /srv/fifo; "
     node.run(script + links + "ln -s /proc/self /srv/toproc; ln -s loop /srv/loop", check=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(node.path("/srv"))
-        listener.bind("socket")
+        listener.bind(str(node.path("/srv") / "socket"))
     assert message in refused(node, f"--volume={volume}", cwd="/srv/a")
 
 
