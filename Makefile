@@ -32,7 +32,7 @@ RUN_PACKAGES   := python3 ca-certificates squashfs-tools erofs-utils skopeo umoc
 BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv python3-dev findutils coreutils
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
-                  keyutils
+                  keyutils openssh-client openssh-server
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
 
 # apt-get runs only when something is missing.
@@ -90,7 +90,7 @@ build/python-deps/.stamp: pyproject.toml tools/requirements.py | $(VPY)
 
 # --- build -----------------------------------------------------------------------------------------------------------
 .PHONY: build FORCE
-build: build/shifter build/python/.stamp
+build: build/shifter build/udi-client build/python/.stamp
 
 FORCE:
 # Both are written only when their content changes.
@@ -114,6 +114,11 @@ build/shifter: $(DOOR_SRC) $(DOOR_HDR) Makefile
 build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
+
+# ssh, scp and sftp of udiImage: which program does the work. No privilege.
+build/udi-client: udiImage/client.c Makefile
+	@umask 022; musl-gcc $(WARNINGS) -O2 -fstack-protector-strong -static -no-pie -Wl,-z,relro,-z,now,-z,noexecstack -o $@.new $<
+	@strip --strip-unneeded $@.new; mv -f $@.new $@
 
 # The door's parsing behind a pipe, for the tests that compare it with its Python specification.
 build/door-driver: tests/door/driver.c shifter/door/message.c $(PARSE_SRC) $(DOOR_HDR) Makefile
@@ -214,9 +219,9 @@ lint: deps build/options.h build/config.h
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC); \
-	clang-tidy --quiet $(DOOR_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
-	for file in $(DOOR_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
+	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(DOOR_SRC) udiImage/client.c; \
+	clang-tidy --quiet $(DOOR_SRC) udiImage/client.c -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
+	for file in $(DOOR_SRC) udiImage/client.c; do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
 
 FUZZ_RUNS    ?= 1000000
 FUZZ_SECONDS ?= 0
