@@ -53,7 +53,7 @@ def _verify(uid: int, gid: int, groups: "list[int]") -> None:
 
     Ambient capabilities are a subset of the permitted ones (capabilities(7)), so they need no look of their own.
     """
-    held = (
+    held: "tuple[tuple[str, object, object], ...]" = (
         ("user ids", posix.getresuid(), (uid, uid, uid)),
         ("group ids", posix.getresgid(), (gid, gid, gid)),
         ("groups", sorted(set(posix.getgroups()) - {gid}), sorted(set(groups) - {gid})),

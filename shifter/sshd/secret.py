@@ -21,6 +21,7 @@ limit: a home on a dead server holds that child, which is killed and left, and n
 """
 
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -271,7 +272,7 @@ def _as_user(account: Account, work: Callable[[Account], bytes], what: str, time
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _child(account, work, what, read, write)
+        _child(account, work, what, write)
     os.close(write)
     try:
         answer = _answer(read, time_limit)
@@ -289,19 +290,19 @@ def _as_user(account: Account, work: Callable[[Account], bytes], what: str, time
     raise SshError("".join(char if char.isprintable() else "?" for char in told))
 
 
-def _child(account: Account, work: Callable[[Account], bytes], what: str, read: int, write: int) -> None:
+def _child(account: Account, work: Callable[[Account], bytes], what: str, write: int) -> None:
     """Become the user, do *work*, tell the result. Never returns: what is above us on the stack is root's."""
     status = 70
     try:
-        os.close(read)
+        write = _close_others(write)
         os.setsid()  # no signal of a terminal ends it half-way
         os.umask(0o077)
         os.chdir("/")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)  # handlers of setupRoot undo what setupRoot did
-        drop.become(account.uid, account.gid, account.groups)
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the drop, which clears it
         try:
+            drop.become(account.uid, account.gid, account.groups)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the drop, which clears it
             kind, data = b"=", work(account)
         except ShifterError as error:
             kind, data = b"!", str(error).encode("utf-8", "replace")
@@ -314,6 +315,20 @@ def _child(account: Account, work: Callable[[Account], bytes], what: str, read: 
         status = 0
     finally:
         os._exit(status)
+
+
+def _close_others(keep: int) -> int:
+    """Close every descriptor but *keep*, of which a copy is returned; 0 to 2 become /dev/null.
+
+    A child that hangs would hold locks and pipes of ours: who waits for the end of setupRoot's output would wait for it.
+    """
+    keep = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, 10)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, 1 << 20)
+    return keep
 
 
 def _answer(fd: int, time_limit: float) -> bytes | None:
