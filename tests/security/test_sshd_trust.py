@@ -28,7 +28,7 @@ Match all
     AuthorizedKeysFile /dev/null
     ForceCommand /bin/false
 """
-CLIENT = b"Host *\n    Port 9\n    StrictHostKeyChecking no\n    ServerAliveInterval 60\n"
+CLIENT = b"Host *\n    Port 9\n    StrictHostKeyChecking no\n    KexAlgorithms curve25519-sha256\n"
 
 
 def put(node: Node, files: Sequence[trust.File], *only: str) -> None:
@@ -134,7 +134,8 @@ def test_login_as_it_should_be(node: Node) -> None:
         node.run(["/opt/udiImage/bin/sftp", "-b", "-", "node1"], "alice", input="rename d e\n", check=True)
         assert node.read("/home/alice/e") == "text"
         # Every other host: the image's own ssh, with the user's configuration.
-        node.write("/home/alice/.ssh/config", HOSTILE["broken"] or "", 0o600, "alice")
+        node.run("rmdir .ssh/config", "alice", check=True)
+        node.write("/home/alice/.ssh/config", str(HOSTILE["broken"]), 0o600, "alice")
         done = node.run([SSH, "outside", "true"], "alice")
         assert done.returncode == 255 and "/home/alice/.ssh/config" in done.stderr
 
@@ -241,7 +242,7 @@ def test_what_holds_whatever_the_template_says(node: Node) -> None:
             b"TrustedUserCAKeys /tmp/ca\nAuthorizedPrincipalsFile /tmp/p\nHostKey /tmp/k\nHostDSAKey /tmp/k\nHostKeyAgent /tmp/s",
             b"HostCertificate /tmp/c\nPermitUserEnvironment yes\nStrictModes no\nUsePAM yes\nPidFile /tmp/pid",
             b'ChrootDirectory /tmp\nSubsystem sftp /bin/false\nSubsystem "sftp" /bin/false\nSubsystem other /bin/other',
-            b"Include /etc/ssh/sshd_config\nPermitRootLogin yes\nX\x0bPort 22\n\x00Port 22\nMaxStartups 5",
+            b"Include /etc/ssh/sshd_config\nPermitRootLogin yes\nX\x0bPort 22\n\x00Port 22\nMaxStartups 5:40:60",
             b"ClientAliveInterval 33\nLogLevel VERBOSE\nmatch user alice\nPermitRootLogin yes\nClientAliveInterval 44",
         ]
     )
@@ -262,7 +263,7 @@ def test_what_holds_whatever_the_template_says(node: Node) -> None:
         ),
         *(f"hostkey {ETC}/ssh_host_ed25519_key", f"hostcertificate {ETC}/ssh_host_ed25519_key-cert.pub"),
         *(f"subsystem sftp {config.SFTP_SERVER}", "subsystem other /bin/other", "loglevel VERBOSE", "x11forwarding no"),
-        "maxstartups 5:30:5",
+        "maxstartups 5:40:60",
     ):
         assert line in said, (line, said)
     for keyword in ("port", "listenaddress", "allowusers", "hostkey", "hostcertificate", "subsystem sftp"):
