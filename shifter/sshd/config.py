@@ -49,6 +49,8 @@ _SERVER_WITHOUT = """
     AllowGroups DenyGroups DenyUsers AuthorizedKeysCommandUser AuthorizedPrincipalsCommandUser GSSAPIKeyExchange
     HostKeyAgent Include RDomain UseLogin
 """
+# 64 logins at once are an ordinary mpiexec; by OpenSSH's own defaults a third of them is dropped.
+_SERVER_DEFAULTS = (("X11Forwarding", "no"), ("MaxStartups", "512:30:1024"), ("MaxSessions", "512"))
 _CLIENT_WITHOUT = "CertificateFile GSSAPIKeyExchange HostKeyAlias Hostname Include PKCS11Provider RemoteCommand User"
 
 
@@ -93,15 +95,12 @@ def server_config(template: bytes, server: Server, where: str = "sshd_config") -
         ("PidFile", "none"),
     ]
     without = _SERVER_WITHOUT if server.addresses else _SERVER_WITHOUT + " ListenAddress"
-    last = [
-        # Defaults, where the site says nothing. 64 logins at once are an ordinary mpiexec; OpenSSH drops a third of them.
-        "X11Forwarding no",
-        "MaxStartups 512:30:1024",
-        "MaxSessions 512",
-    ]
     kept, warnings = _template(template, where, fixed, without.split(), server=True)
-    first = [f"{keyword} {value}" for keyword, value in fixed] + [f"Subsystem sftp {server.sftp_server}"]
-    return _whole(first, kept, last), warnings
+    # Only where the site says nothing: of MaxStartups sshd takes the last value.
+    said = {match[1].lower() for match in map(_LINE.fullmatch, kept) if match}
+    fixed += [("Subsystem", f"sftp {server.sftp_server}")]
+    fixed += [(keyword, value) for keyword, value in _SERVER_DEFAULTS if keyword.lower().encode() not in said]
+    return _whole(fixed, kept), warnings
 
 
 def client_config(template: bytes, port: int, where: str = "ssh_config") -> tuple[bytes, list[str]]:
@@ -134,7 +133,7 @@ def client_config(template: bytes, port: int, where: str = "ssh_config") -> tupl
     ]
     kept, warnings = _template(template, where, fixed, _CLIENT_WITHOUT.split(), server=False)
     # A Host block of the template would end what comes after it; what is ours for all nodes comes before.
-    return _whole([f"{keyword} {value}" for keyword, value in fixed], kept, []), warnings
+    return _whole(fixed, kept), warnings
 
 
 def nodes_file(names: Iterable[str]) -> bytes:
@@ -142,11 +141,13 @@ def nodes_file(names: Iterable[str]) -> bytes:
     return b"".join(name.encode("ascii") + b"\n" for name in node_names(names))
 
 
-def _whole(first: list[str], kept: list[bytes], last: list[str]) -> bytes:
-    head = "\n".join(["# Made by setupRoot. What must hold; then the site's template.", *first, ""])
-    return (
-        head.encode("ascii") + b"".join(line + b"\n" for line in kept) + "".join(f"{t}\n" for t in last).encode("ascii")
-    )
+def _whole(first: list[tuple[str, str]], kept: list[bytes]) -> bytes:
+    head = [
+        "# Made by setupRoot. What must hold; then the site's template.",
+        *(f"{key} {value}" for key, value in first),
+        "",
+    ]
+    return "\n".join(head).encode("ascii") + b"".join(line + b"\n" for line in kept)
 
 
 def _template(

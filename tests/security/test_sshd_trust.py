@@ -4,6 +4,7 @@ One virtual node is every node of the job: sshd runs there as alice, on port 120
 """
 
 import os
+import random
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -263,17 +264,60 @@ def test_what_holds_whatever_the_template_says(node: Node) -> None:
         ),
         *(f"hostkey {ETC}/ssh_host_ed25519_key", f"hostcertificate {ETC}/ssh_host_ed25519_key-cert.pub"),
         *(f"subsystem sftp {config.SFTP_SERVER}", "subsystem other /bin/other", "loglevel VERBOSE", "x11forwarding no"),
-        "maxstartups 5:40:60",
+        *("maxstartups 5:40:60", "hostkeyagent none"),
     ):
         assert line in said, (line, said)
     for keyword in ("port", "listenaddress", "allowusers", "hostkey", "hostcertificate", "subsystem sftp"):
         assert len([line for line in said if line.startswith(f"{keyword} ")]) == 1, keyword
-    assert not [line for line in said if line.startswith(("denyusers", "allowgroups", "denygroups", "hostkeyagent"))]
+    assert not [line for line in said if line.startswith(("denyusers", "allowgroups", "denygroups"))]
     numbers = [int(warning.split(":")[1]) for warning in warnings]
     kept = {b"Subsystem other", b"ClientAliveInterval 33", b"LogLevel", b"MaxStartups", b"PermitRootLogin yes\nClient"}
     lines = template.split(b"\n")
     stays = [n for n, line in enumerate(lines, 1) if line.startswith(tuple(kept)) and n < numbers[-1]]
     assert sorted([*numbers, *stays]) == list(range(1, lines.index(b"match user alice") + 2))
+
+
+PIECES = [
+    "Port",
+    "Match",
+    "AllowUsers",
+    "PermitRootLogin",
+    "HostKey",
+    "HostDSAKey",
+    "AuthorizedKeysFile",
+    "UsePAM",
+    "Include",
+]
+PIECES += ["Subsystem", "PidFile", "sftp", "yes", "all", "user", "alice", "22", "other", "skeyauthentication"]
+PIECES += ['"', "=", "\\", "#", "\0", "\r", "\f", "\v", "é", *[" ", "\t", "\n"] * 8]
+HELD = [
+    "allowusers alice",
+    f"authorizedkeysfile {ETC}/user_auth_keys",
+    f"hostkey {ETC}/ssh_host_ed25519_key",
+    "listenaddress 127.0.0.1:1204",
+    "permitrootlogin no",
+    "pidfile none",
+    "port 1204",
+    "usepam no",
+]
+
+
+def test_templates_of_random_words_change_nothing(node: Node) -> None:
+    """sshd refuses a file, or holds what must hold: it never understands a line that we took for something else."""
+    prepare(node)
+    chance = random.Random(1204)
+    for number in range(60):
+        template = "".join(chance.choices(PIECES, k=chance.randrange(40))).encode()
+        text, _ = config.server_config(template, config.Server("alice", 1204, ["127.0.0.1"]))
+        node.write(f"/home/alice/{number}", text)
+    asked = "/usr/sbin/sshd -T -C user=alice,host=h,addr=127.0.0.1 -f $PWD/$f 2>/dev/null"
+    keywords = tuple(line.partition(" ")[0] + " " for line in HELD)
+    accepted = 0
+    for said in node.run(f"for f in *; do echo ==; {asked}; done", "alice").stdout.split("==\n")[1:]:
+        if said:
+            accepted += 1
+            assert sorted(line for line in said.splitlines() if line.startswith(keywords)) == HELD
+    assert accepted > 5
 
 
 def test_odd_names_of_users_in_allowusers(node: Node) -> None:
