@@ -6,7 +6,10 @@ What runs is the installed package, as root in a node, as setupRoot would run it
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.node import PREFIX, Node
 from tests.security.fuse import LOOKUP, UserFuse
@@ -25,6 +28,14 @@ def show(function, *args):
     except SshError as error:
         print("refused:", error)
 """
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node with private propagation only: nothing of what is tested here mounts, or looks at mounts."""
+    with Node() as made:
+        yield made
+        made.check_leaks()
 
 
 def python(node: Node, code: str, *before: str) -> str:
@@ -270,12 +281,14 @@ for act in {list(KEYS)!r}:
     show(secret.legacy_key, {ALICE})
     show(secret.key_file, {ALICE}, {KEY!r})
 show(secret.key_file, {ALICE}, "../root/x")
+show(secret.key_file, {ALICE}, "/proc/self/environ")
 show(secret.key_file, {ALICE}, "/home/alice/a\\nb\\x1b")
 """
     said = python(node, code).splitlines()
     expected = [text for pair in KEYS.values() for text in pair]
     expected += [
         "refused: ../root/x: the path of a key file must be absolute",
+        "refused: /proc/self/environ: Permission denied",
         "refused: /home/alice/a?b?: No such file",
     ]
     for line, words in zip(said, expected, strict=True):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from shifter.sshd import config, trust
@@ -30,6 +31,14 @@ Match all
     ForceCommand /bin/false
 """
 CLIENT = b"Host *\n    Port 9\n    StrictHostKeyChecking no\n    KexAlgorithms curve25519-sha256\n"
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node with private propagation only: nothing of what is tested here mounts, or looks at mounts."""
+    with Node() as made:
+        yield made
+        made.check_leaks()
 
 
 def put(node: Node, files: Sequence[trust.File], *only: str) -> None:
@@ -145,7 +154,7 @@ def test_nobody_else_gets_in(node: Node) -> None:
     """Keys of other jobs, restarts, users and clusters; other users with all that they can read; root; passwords."""
     prepare(node)
     plain = ["-F", "/dev/null", "-p", "1204", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    plain += ["-o", "IdentitiesOnly=yes"]
+    plain += ["-o", "IdentitiesOnly=yes", "-o", "KexAlgorithms=curve25519-sha256"]
     others = {
         "job": Job("cluster", 5001, "78", 0),
         "restart": Job("cluster", 5001, "77", 1),
