@@ -39,7 +39,7 @@ BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
 endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
-                  keyutils
+                  keyutils openssh-client openssh-server
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
 
 # apt-get runs only when something is missing.
@@ -97,7 +97,7 @@ build/python-deps/.stamp: pyproject.toml tools/requirements.py | $(VPY)
 
 # --- build -----------------------------------------------------------------------------------------------------------
 .PHONY: build FORCE
-build: build/shifter build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
+build: build/shifter build/udi-client build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
 
 FORCE:
 # Both are written only when their content changes.
@@ -121,6 +121,11 @@ build/shifter: $(DOOR_SRC) $(DOOR_HDR) Makefile
 build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
+
+# ssh, scp and sftp of udiImage: which program does the work. No privilege.
+build/udi-client: udiImage/client.c Makefile
+	@umask 022; musl-gcc $(WARNINGS) -O2 -fstack-protector-strong -static -no-pie -Wl,-z,relro,-z,now,-z,noexecstack -o $@.new $<
+	@strip --strip-unneeded $@.new; mv -f $@.new $@
 
 # The door's parsing behind a pipe, for the tests that compare it with its Python specification.
 build/door-driver: tests/door/driver.c shifter/door/message.c $(PARSE_SRC) $(DOOR_HDR) Makefile

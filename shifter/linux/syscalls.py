@@ -57,6 +57,15 @@ LOCK_NB = 4
 LOCK_UN = 8
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 NS_GET_USERNS = 0xB701
 """_IO(0xb7, 1), linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
@@ -295,6 +304,26 @@ def mount_namespace_id(fd: int) -> int:
 def prctl(option: int, value: int) -> int:
     """prctl(2) with one argument."""
     return _call(_prctl, "prctl", option, value, 0, 0, 0)
+
+
+def capget() -> "tuple[int, int, int]":
+    """capget(2) of the calling thread: effective, permitted and inheritable capabilities as bit masks."""
+    header, data = _capability_buffers()
+    _call(_libc("capget"), "capget", _ctypes.addressof(header), _ctypes.addressof(data))
+    words = [int.from_bytes(bytes(data)[at : at + 4], "little") for at in range(0, 24, 4)]
+    return words[0] | words[3] << 32, words[1] | words[4] << 32, words[2] | words[5] << 32
+
+
+def capset_none() -> None:
+    """capset(2): the calling thread has no effective, permitted or inheritable capability any more."""
+    header, data = _capability_buffers()
+    _call(_libc("capset"), "capset", _ctypes.addressof(header), _ctypes.addressof(data))
+
+
+def _capability_buffers() -> "tuple[Any, Any]":
+    """Return a struct __user_cap_header_struct for this thread and two zeroed struct __user_cap_data_struct."""
+    header = (_Char * 8).from_buffer(bytearray(_u64(_LINUX_CAPABILITY_VERSION_3)))
+    return header, (_Char * 24).from_buffer(bytearray(24))
 
 
 class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]

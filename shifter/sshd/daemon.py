@@ -35,7 +35,9 @@ def refuse_taken_port(port: int) -> None:
                 raise
             except OSError as error:
                 if error.errno == 98:  # EADDRINUSE
-                    raise PortInUse(f"port {port} is in use: no sshd for this job (sshdPort=FIRST-LAST avoids that)") from None
+                    raise PortInUse(
+                        f"port {port} is in use: no sshd for this job (sshdPort=FIRST-LAST avoids that)"
+                    ) from None
 
 
 def start(namespace: int, account: Account, log: int) -> int:

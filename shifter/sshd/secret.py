@@ -1,0 +1,360 @@
+"""The secrets that the keys of a job are derived from, and the users' files that say who may log in.
+
+**The site's** (`sshSecretFile`): lines of at least 64 hexadecimal digits, one or two; blank lines and lines that begin
+with ``#`` do not count. ``openssl rand -hex 32`` makes one. It belongs to root, mode 0600, and nobody else can write a
+directory on the way to it. Every node of the cluster has the same file.
+
+*Two lines are for rotation.* Keys and certificates are made from the first; those of both are accepted. A site gets from A
+to B in three steps, each one node after the other, while jobs start all the time: ``A``, ``A B``, ``B A``, ``B``. Whatever
+two nodes have, as long as one step is finished everywhere before the next begins, each accepts what the other makes:
+``A`` and ``A B`` both make A's; ``A B`` accepts the B of ``B A`` and is accepted as A; ``B A`` and ``B`` make B's.
+(With two steps, ``A`` to ``B A``, a node that still has ``A`` would refuse the keys of B.)
+A file that is there but can't be used is an error, never a reason to take the user's secret: the other nodes would not.
+
+**The user's** (``~/.udiRoot/secret``), where a site has none: 32 random bytes, mode 0600, in a directory 0700. Whoever
+finds none makes one as a temporary file and gives it its name with link(2), which fails when the name exists, also
+between the clients of one NFS server: nodes that start together agree. What others can read is refused and not
+repaired: it may have been read, and changing its mode would go on trusting it.
+
+Everything of a user is read in a child process that has become the user for good (`shifter.linux.drop`), within a time
+limit: a home on a dead server holds that child, which is killed and left, and not setupRoot.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shifter.errors import ConfigError, ShifterError, describe
+from shifter.linux import drop, paths, syscalls
+from shifter.sshd import SshError
+
+SECRET_BYTES = 32
+MAX_SITE_BYTES = 4096
+MAX_KEY_BYTES = 65536
+"""Bounds of the files: the site's secret, and one file of public keys."""
+TIME_LIMIT = 20.0
+"""Seconds that a user's home may take to answer."""
+
+_DIRECTORY = ".udiRoot"
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # O_NONBLOCK: a FIFO must not stop us
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user of a job, as the node knows them."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+def site_secrets(path: str) -> list[bytes]:
+    """Return the one or two secrets in the file *path* of root: the first makes keys, all are accepted.
+
+    Raises SshError: the file or a directory above it is not root's alone, is no regular file, or has another format.
+    """
+    try:
+        fd = paths.open_trusted(path, (0,), os.O_RDONLY | os.O_NONBLOCK)
+    except ConfigError as error:
+        raise SshError(f"sshSecretFile: {error}") from None
+    except OSError as error:
+        raise SshError(f"sshSecretFile: {describe(error)}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise SshError(f"sshSecretFile: {path} is not a regular file")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise SshError(
+                f"sshSecretFile: {path} can be read by others (mode {mode:04o}): it is no secret any more. Make a new one:"
+                f" (umask 077; openssl rand -hex 32 > {path})"
+            )
+        data = _read(fd, MAX_SITE_BYTES)
+    except OSError as error:
+        raise SshError(f"sshSecretFile: {path}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    return _generations(data, path)
+
+
+def _generations(data: bytes | None, path: str) -> list[bytes]:
+    """Return the secrets of the content *data* (None: too long). Raises SshError, which never shows what it read."""
+    how = "it must have one or two lines of at least 64 hexadecimal digits, as openssl rand -hex 32 prints them"
+    if data is None:
+        raise SshError(f"sshSecretFile: {path} is longer than {MAX_SITE_BYTES} bytes; {how}")
+    secrets: list[bytes] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        word = line.strip(b" \t\r")
+        if not word or word.startswith(b"#"):
+            continue
+        plain = len(word) % 2 == 0 and all(byte in b"0123456789abcdefABCDEF" for byte in word)
+        if not plain or len(word) < 2 * SECRET_BYTES:
+            raise SshError(f"sshSecretFile: {path}:{number}: {how}")
+        secrets.append(bytes.fromhex(word.decode("ascii")))
+    if not 1 <= len(secrets) <= 2 or len(set(secrets)) != len(secrets):
+        raise SshError(f"sshSecretFile: {path} has {len(secrets)} secrets, of which {len(set(secrets))} differ; {how}")
+    return secrets
+
+
+def user_secret(account: Account, time_limit: float = TIME_LIMIT) -> bytes:
+    """Return the 32 bytes of the user's ``~/.udiRoot/secret``, which is made if there is none.
+
+    Raises SshError, when the home can't be had or does not answer, or something there is not as it must be.
+    """
+    try:
+        return _as_user(account, _find_or_make, f"{account.home}/{_DIRECTORY}/secret", time_limit)
+    except SshError as error:
+        raise SshError(f"{error}; or let the site set sshSecretFile") from None
+
+
+def legacy_key(account: Account, time_limit: float = TIME_LIMIT) -> bytes | None:
+    """Return the content of C Shifter's ``~/.udiRoot/id_rsa.key.pub``, or None if there is none.
+
+    Raises SshError as user_secret does; who may log in is said by this file, so only its owner may be able to write it.
+    """
+    path = f"{account.home}/{_DIRECTORY}/id_rsa.key.pub"
+
+    def work() -> bytes:
+        try:
+            directory = _open_directory(_home(account), make=False)
+            return b"+" + _checked(_open_at(directory, "id_rsa.key.pub", path), account.uid, path, 0o022, MAX_KEY_BYTES)
+        except FileNotFoundError:
+            return b"-"
+
+    data = _as_user(account, lambda _: work(), path, time_limit)
+    return data[1:] if data[:1] == b"+" else None
+
+
+def key_file(account: Account, path: str, time_limit: float = TIME_LIMIT) -> bytes:
+    """Return the content of the file *path* of public keys that the user named, read as the user.
+
+    Raises SshError as legacy_key does.
+    """
+    if not path.startswith("/"):
+        raise SshError(f"{path}: the path of a key file must be absolute")
+
+    def work(account: Account) -> bytes:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        return _checked(fd, account.uid, path, 0o022, MAX_KEY_BYTES, (0,))
+
+    return _as_user(account, work, path, time_limit)
+
+
+# --- in the child, as the user ---------------------------------------------------------------------------------------
+
+
+def _find_or_make(account: Account) -> bytes:
+    """Return the user's secret. Of nodes that do this at once, one makes it."""
+    path = f"{account.home}/{_DIRECTORY}/secret"
+    directory = _open_directory(_home(account), make=True)
+    for attempt in range(20):
+        try:
+            fd = _open_at(directory, "secret", path)
+        except FileNotFoundError:
+            if attempt:  # an NFS client may go on for a moment believing that there is no such name
+                time.sleep(0.1)
+            _make(directory)
+            continue
+        secret = _checked(fd, account.uid, path, 0o077, SECRET_BYTES)
+        if len(secret) != SECRET_BYTES:
+            raise SshError(
+                f"{path} has {len(secret)} bytes, not {SECRET_BYTES}; remove it, and the next job makes a new one"
+            )
+        return secret
+    raise SshError(f"{path} exists and can't be found, by turns; remove it")
+
+
+def _make(directory: int) -> None:
+    """Make a secret unless there is one by now. Complete and on its server before it has its name."""
+    temporary = f".secret.{os.urandom(8).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=directory)
+    try:
+        try:
+            os.fchmod(fd, 0o600)
+            if os.write(fd, os.urandom(SECRET_BYTES)) != SECRET_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.link(temporary, "secret", src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            pass
+    finally:
+        os.unlink(temporary, dir_fd=directory)
+
+
+def _home(account: Account) -> int:
+    """Open the user's home; symlinks in its path are followed with their rights."""
+    if not account.home.startswith("/"):
+        raise SshError(f"the home {account.home!r} of uid {account.uid} is no absolute path")
+    return os.open(account.home, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _open_directory(home: int, make: bool) -> int:
+    """Open ``.udiRoot`` in *home*, which must be the user's and closed to others' writing; *make* it if it is missing."""
+    try:
+        fd = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=home)
+    except FileNotFoundError:
+        if not make:
+            raise
+        try:
+            os.mkdir(_DIRECTORY, 0o700, dir_fd=home)
+        except FileExistsError:  # another node was faster
+            pass
+        fd = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=home)
+    status = os.fstat(fd)
+    if status.st_uid != os.getuid():
+        raise SshError(f"~/{_DIRECTORY} belongs to uid {status.st_uid}, not to uid {os.getuid()}; remove it")
+    if status.st_mode & 0o022:
+        raise SshError(
+            f"~/{_DIRECTORY} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod go-w ~/{_DIRECTORY}"
+        )
+    return fd
+
+
+def _open_at(directory: int, name: str, path: str) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | _OPEN, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SshError(f"{path} is a symbolic link; remove it") from None
+        raise
+
+
+def _checked(fd: int, uid: int, path: str, closed: int, limit: int, others: tuple[int, ...] = ()) -> bytes:
+    """Return what is in the regular file *fd* of *uid* (or of *others*) that has no mode bit of *closed*. Closes *fd*."""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise SshError(f"{path} is not a regular file; remove it")
+        if status.st_uid not in (uid, *others):
+            raise SshError(f"{path} belongs to uid {status.st_uid}, not to uid {uid}; remove it")
+        if status.st_mode & closed:
+            mode = stat.S_IMODE(status.st_mode)
+            if closed & 0o044:
+                raise SshError(
+                    f"{path} can be read by others (mode {mode:04o}), so it is no secret any more;"
+                    " remove it, and the next job makes a new one"
+                )
+            raise SshError(f"{path} can be written by others (mode {mode:04o}); run: chmod go-w {path}")
+        data = _read(fd, limit)
+    finally:
+        os.close(fd)
+    if data is None:
+        raise SshError(f"{path} is longer than {limit} bytes")
+    return data
+
+
+def _read(fd: int, limit: int) -> bytes | None:
+    """Return all of *fd*, or None if that is more than *limit* bytes."""
+    data = b""
+    while len(data) <= limit:
+        chunk = os.read(fd, limit + 1 - len(data))
+        if not chunk:
+            return data
+        data += chunk
+    return None
+
+
+# --- the child -------------------------------------------------------------------------------------------------------
+
+
+def _as_user(account: Account, work: Callable[[Account], bytes], what: str, time_limit: float) -> bytes:
+    """Return what *work* returns in a child process that has become the user. Raises SshError for all that it raises."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _child(account, work, what, write)
+    os.close(write)
+    try:
+        answer = _answer(read, time_limit)
+    finally:
+        os.close(read)
+        _end(pid)
+    if answer is None:
+        raise SshError(f"{what}: no answer within {time_limit:g} s, is its server down?")
+    size, kind, data = answer[:4], answer[4:5], answer[5:]
+    if len(answer) < 5 or int.from_bytes(size, "big") != len(data):  # the user may end the child, at any point
+        raise SshError(f"{what}: the process that read it was killed")
+    if kind == b"=":
+        return data
+    told = data.decode("utf-8", "replace")
+    raise SshError("".join(char if char.isprintable() else "?" for char in told))
+
+
+def _child(account: Account, work: Callable[[Account], bytes], what: str, write: int) -> None:
+    """Become the user, do *work*, tell the result. Never returns: what is above us on the stack is root's."""
+    status = 70
+    try:
+        write = _close_others(write)
+        os.setsid()  # no signal of a terminal ends it half-way
+        os.umask(0o077)
+        os.chdir("/")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)  # handlers of setupRoot undo what setupRoot did
+        try:
+            drop.become(account.uid, account.gid, account.groups)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the drop, which clears it
+            kind, data = b"=", work(account)
+        except ShifterError as error:
+            kind, data = b"!", str(error).encode("utf-8", "replace")
+        except OSError as error:
+            kind, data = b"!", f"{what}: {error.strerror}".encode("utf-8", "replace")
+        answer = len(data).to_bytes(4, "big") + kind + data
+        sent = 0
+        while sent < len(answer):
+            sent += os.write(write, answer[sent:])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _close_others(keep: int) -> int:
+    """Close every descriptor but *keep*, of which a copy is returned; 0 to 2 become /dev/null.
+
+    A child that hangs would hold locks and pipes of ours: who waits for the end of setupRoot's output would wait for it.
+    """
+    keep = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, 10)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, 1 << 20)
+    return keep
+
+
+def _answer(fd: int, time_limit: float) -> bytes | None:
+    """Return what comes from *fd* until its end, b"" if the other side died, None after *time_limit*."""
+    end = time.monotonic() + time_limit
+    data = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        left = end - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            return None
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return data
+        data += chunk
+
+
+def _end(pid: int) -> None:
+    """End the child *pid* and wait for it a moment: one that hangs in a dead file system ends when its server is back."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    for _ in range(50):
+        done, _status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return
+        time.sleep(0.002)
