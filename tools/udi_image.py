@@ -47,6 +47,9 @@ PROGRAMS = {
     "ssh-keyscan": "bin",
 }
 ONLY_NEWER = ("sshd-session", "sshd-auth")
+CLIENT = Path("build/udi-client")
+CLIENTS = ("ssh", "scp", "sftp")
+"""In bin they are the program that decides who does the work (udiImage/client.c); the real ones are libexec/NAME.real."""
 
 CONFIGURE = [
     "--prefix=/opt/udiImage",
@@ -226,8 +229,15 @@ def install(target: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
         old = json.loads((target / "manifest.json").read_text())
     target.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in manifest["programs"]:
-        _put(target / name, (TREE / name).read_bytes(), 0o755)
+    for name in list(manifest["programs"]):
+        data = (TREE / name).read_bytes()
+        if name.removeprefix("bin/") in CLIENTS:
+            real = f"libexec/{name.removeprefix('bin/')}.real"
+            _put(target / real, data, 0o755)
+            manifest["programs"][real] = manifest["programs"][name]
+            data = CLIENT.read_bytes()
+            manifest["programs"][name] = hashlib.sha256(data).hexdigest()
+        _put(target / name, data, 0o755)
     for name in set(old.get("programs", {})) - set(manifest["programs"]):
         (target / name).unlink(missing_ok=True)
     manifest["templates"] = {}

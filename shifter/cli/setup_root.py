@@ -13,6 +13,7 @@ from shifter.errors import AccessError, UsageError, describe
 from shifter.images import reference
 from shifter.jobs import job as jobs
 from shifter.jobs import setup
+from shifter.sshd import secret, trust
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +27,9 @@ from shifter.jobs import setup
 @click.option("--nodes", metavar="FILE", help="The same from a file, - for standard input: one HOST[/TASKS] a line.")
 @click.option("--job", "ident", metavar="ID", default="", help="The job's id; without it, the one unnamed slot.")
 @click.option("--restart", type=click.IntRange(0, 2**31 - 1), default=0, help="How often the job was restarted.")
+@click.option("--sshd/--no-sshd", default=True, help="Whether an sshd runs in the UDI (default: it does).")
+@click.option("-s", "--key", "keys", multiple=True, metavar="KEY", help="A further public key that may log in.")
+@click.option("--authorize", metavar="FILE", help="Further public keys from a file, which is read as the user.")
 @click.option("-V", "--verbose", is_flag=True, help="Say what was done.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object about it.")
 @click.argument("kind", metavar="TYPE")
@@ -40,6 +44,9 @@ def cli(
     nodes: str | None,
     ident: str,
     restart: int,
+    sshd: bool,
+    keys: tuple[str, ...],
+    authorize: str | None,
     verbose: bool,
     as_json: bool,
     kind: str,
@@ -54,7 +61,7 @@ def cli(
     if not user and uid is None:
         raise UsageError("whose job? -u NAME, or -U UID")
     begin = time.monotonic()
-    name, uid, gid, groups = jobs.account(user, uid, gid)
+    name, uid, gid, groups, home = jobs.account(user, uid, gid)
     spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
     job = jobs.Job(
         jobs.parse_ident(ident),
@@ -67,6 +74,9 @@ def cli(
         [module for text_ in modules for module in text_.split(",") if module.lower() != "none"],
         jobs.parse_nodes(spec),
         restart,
+        sshd,
+        home,
+        _keys(secret.Account(uid, gid, groups, home), keys, authorize),
     )
     made = setup.set_up(job, lambda line: text.fail("setupRoot", line))
     spent = time.monotonic() - begin
@@ -77,6 +87,14 @@ def cli(
     elif verbose:
         done = f"set up in {spent * 1000:.0f} ms" if made else "was set up already"
         text.write(f"{job.title}: {text.escape(job.image)} for {text.escape(name)} {done}\n")
+
+
+def _keys(account: secret.Account, keys: tuple[str, ...], path: str | None) -> list[bytes]:
+    """Return the further public keys of -s and --authorize, printed anew."""
+    found = trust.parse_keys("\n".join(keys).encode("utf-8", "surrogateescape"), "-s") if keys else []
+    if path:
+        found += trust.parse_keys(secret.key_file(account, path), path)
+    return found
 
 
 def _reference(kind: str, image: str) -> str:

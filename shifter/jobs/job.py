@@ -26,6 +26,9 @@ class Job:
     modules: list[str] = field(default_factory=list)
     nodes: list[tuple[str, int]] = field(default_factory=list)
     restart: int = 0
+    sshd: bool = True
+    home: str = "/"
+    authorized: list[bytes] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -47,6 +50,8 @@ class Job:
             *(("volume", text) for text in self.volumes),
             *(("module", text) for text in self.modules),
             *(("node", f"{name}/{tasks}") for name, tasks in self.nodes),
+            ("sshd", str(int(self.sshd))),
+            *(("authorized", key.decode("ascii")) for key in self.authorized),
         ]
 
 
@@ -59,8 +64,8 @@ def parse_ident(text: str) -> str:
     return text
 
 
-def account(name: str, uid: int | None, gid: int | None) -> tuple[str, int, int, tuple[int, ...]]:
-    """Return (name, uid, gid, groups without 0 and gid) of a user by name, uid, or both. Raises UsageError."""
+def account(name: str, uid: int | None, gid: int | None) -> tuple[str, int, int, tuple[int, ...], str]:
+    """Return (name, uid, gid, groups without 0 and gid, home) of a user by name, uid, or both. Raises UsageError."""
     try:
         entry = pwd.getpwnam(name) if name else pwd.getpwuid(uid if uid is not None else -1)
     except (KeyError, OverflowError):
@@ -71,7 +76,7 @@ def account(name: str, uid: int | None, gid: int | None) -> tuple[str, int, int,
     if entry.pw_uid == 0 or gid == 0:
         raise UsageError("uid 0 and gid 0 are refused: a UDI is an ordinary user's")
     groups = set(os.getgrouplist(entry.pw_name, gid)) - {0, gid}
-    return entry.pw_name, entry.pw_uid, gid, tuple(sorted(groups))
+    return entry.pw_name, entry.pw_uid, gid, tuple(sorted(groups)), entry.pw_dir
 
 
 def parse_nodes(text: str) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from shifter.jobs import builder, processes, state
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
 from shifter.request import UNNAMED_JOB
+from shifter.sshd import SshError, daemon
 from shifter.udi import inventory, pins, records
 
 
@@ -36,8 +37,15 @@ def set_up(job: Job, say: Callable[[str], None]) -> bool:
             try:
                 os.makedirs(f"{directory}/{state.SETUP}", 0o700, exist_ok=True)
                 pins.write_file(f"{directory}/{state.SETUP}/hostsfile", job.hostsfile())
+                try:
+                    sshd = daemon.Sshd.prepare(job, settings, f"{directory}/{state.SETUP}", say) if job.sshd else None
+                except SshError as error:
+                    say(f"no sshd: {error.chain()}")
+                    sshd = None
                 _build_udi(job, settings, home)
                 pins.remove(f"{directory}/{state.SETUP}")
+                if sshd:
+                    sshd.start(f"{pins.UDIS}/{job.uid}/{pins.JOB_UDI}{job.ident}/ns", directory)
                 state.write(directory, job)
             except BaseException:
                 _take_down(job.ident, directory)

@@ -1,16 +1,24 @@
 """Starting the sshd of a UDI as its user, and waiting until it answers with the host certificate of this job."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+from shifter import _build
+from shifter.config import Config
+from shifter.errors import describe
+from shifter.jobs.job import Job
 from shifter.linux import drop, syscalls
-from shifter.sshd import SshError
+from shifter.sshd import SshError, config, hosts, secret, trust
 from shifter.sshd.secret import Account
 from shifter.sshd.trust import ETC
+from shifter.udi import pins
 
 SSHD = "/opt/udiImage/sbin/sshd"
 KEYSCAN = "/opt/udiImage/bin/ssh-keyscan"
@@ -18,6 +26,94 @@ TIME_LIMIT = 20.0
 """Seconds until an sshd that does not answer is given up; on a busy node it takes some tens of milliseconds."""
 LOG_SIZE = "256k"
 """Size of the file system that only holds the log: who connects in a loop fills that, and nothing that others need."""
+
+
+class Sshd:
+    """The sshd of a job on this node: its files are prepared before the UDI is built, then it is started in that."""
+
+    def __init__(self, account: Account, port: int, certificate: bytes) -> None:
+        self.account = account
+        self.port = port
+        self.certificate = certificate
+
+    @classmethod
+    def prepare(cls, job: Job, settings: Config, directory: str, say: Callable[[str], None]) -> "Sshd":
+        """Write the keys and configuration files of *job* into *directory*, as ``etc.NAME``. Raises SshError."""
+        templates = Path(settings.udiImagePath or f"{_build.PREFIX}/libexec/shifter/opt/udiImage") / "etc"
+        port = job_port(job.ident, settings.sshdPort)
+        refuse_taken_port(port)
+        account = Account(job.uid, job.gid, job.groups, job.home)
+        masters = (
+            secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else [secret.user_secret(account)]
+        )
+        own, everybody = hosts.names([name for name, _ in job.nodes])
+        legacy = secret.legacy_key(account)
+        authorized = [*(trust.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
+        files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, authorized)
+        server, warnings = config.server_config(
+            _template(templates / "sshd_config"), config.Server(job.user, port), f"{templates}/sshd_config"
+        )
+        template = _template(templates / "ssh_config")
+        client, more = config.client_config(template, port, f"{templates}/ssh_config")
+        for warning in warnings + more:
+            say(warning)
+        public = ((config.SERVER_FILE, server), (config.CLIENT_FILE, client), ("ssh_config", template))
+        files += [
+            trust.File(name, data, 0o444, 0) for name, data in (*public, (config.NODES, config.nodes_file(everybody)))
+        ]
+        for file in files:
+            _write(f"{directory}/etc.{file.name}", file)
+        return cls(account, port, next(file.data for file in files if file.name.endswith("-cert.pub")))
+
+    def start(self, pin: str, directory: str) -> None:
+        """Start it in the UDI *pin*, with its log in *directory*, and wait until it answers. Raises SshError."""
+        namespace = pins.open_namespace(pin)
+        log = _open_log(f"{directory}/log")
+        try:
+            child = start(namespace, self.account, log)
+            try:
+                wait_until_ready(child, namespace, self.account, self.port, self.certificate)
+            except SshError as error:
+                lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
+                raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
+        finally:
+            os.close(namespace)
+            os.close(log)
+
+
+def job_port(ident: str, ports: tuple[int, int]) -> int:
+    """Return the port of a job: the first one plus its id, so that jobs after each other never clash."""
+    digits = ident.partition("_")[0].partition(".")[0]
+    number = int(digits) if digits.isascii() and digits.isdigit() else 0
+    return ports[0] + number % (ports[1] - ports[0] + 1)
+
+
+def _template(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SshError(f"{describe(error)}; make install puts it there, udiImagePath says where") from None
+
+
+def _write(path: str, file: trust.File) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as out:
+        out.write(file.data)
+        os.fchown(fd, file.owner, -1)
+        os.fchmod(fd, file.mode)
+
+
+def _open_log(directory: str) -> int:
+    """Return the log, in a small file system of its own."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    mount = syscalls.new_mount(
+        "tmpfs", {"source": "shifter", "size": LOG_SIZE, "mode": "700"}, syscalls.MOUNT_ATTR_NOSUID
+    )
+    target = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.move_mount(mount, target, directory)
+    os.close(target)
+    os.close(mount)
+    return os.open(f"{directory}/sshd", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 class PortInUse(SshError):
@@ -34,7 +130,7 @@ def refuse_taken_port(port: int) -> None:
             except PermissionError:
                 raise
             except OSError as error:
-                if error.errno == 98:  # EADDRINUSE
+                if error.errno == errno.EADDRINUSE:
                     raise PortInUse(
                         f"port {port} is in use: no sshd for this job (sshdPort=FIRST-LAST avoids that)"
                     ) from None

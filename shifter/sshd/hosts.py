@@ -1,0 +1,57 @@
+"""The names and addresses of a job's nodes, from the node's own name service, bounded in time."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+
+TIME_LIMIT = 10.0
+"""Seconds that the name service may take; then only names are known, which is what ssh is called with."""
+
+
+def names(nodes: list[str]) -> tuple[list[str], list[str]]:
+    """Return (names and addresses of this node, those of all nodes). The first goes into its host certificate."""
+    here = os.uname().nodename
+    short = here.partition(".")[0]
+    own = {here, short, "localhost", "127.0.0.1", "::1"}
+    own |= {node for node in nodes if node.partition(".")[0].lower() == short.lower()}
+    everybody = {*own, *nodes, *(node.partition(".")[0] for node in nodes)}
+    addresses = _resolve(sorted({*nodes, here}))
+    for name, found in addresses.items():
+        everybody.update(found)
+        if name in own:
+            own.update(found)
+    return sorted(own), sorted(everybody)
+
+
+def _resolve(wanted: list[str]) -> dict[str, list[str]]:
+    """Return the addresses of *wanted*, as far as the name service answers in time: a child asks it."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read)
+            with open(write, "wb") as out:
+                for name in wanted:
+                    with contextlib.suppress(OSError, UnicodeError):
+                        found = sorted(
+                            {entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+                        )
+                        out.write(f"{name} {' '.join(map(str, found))}\n".encode())
+                        out.flush()
+        finally:
+            os._exit(0)
+    os.close(write)
+    data = b""
+    with open(read, "rb", buffering=0) as answer:
+        while select.select([answer], [], [], TIME_LIMIT)[0]:
+            block = answer.read(65536)
+            if not block:
+                break
+            data += block
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    lines = [line.split() for line in data.decode("ascii", "replace").split("\n")[:-1]]
+    return {words[0]: [word for word in words[1:] if "%" not in word] for words in lines if words}
