@@ -93,7 +93,10 @@ def test_command_that_gives_up_nothing_itself(node: Node, image: Tree, tmp_path:
     node.add_image("docker:tiny:1", tree)
     node.conf(siteFs=["/usr:/usr"])
     for _ in range(2):  # built, joined
-        done = node.shifter("--image=tiny:1", "/usr/bin/grep", "-E", "^(Uid|Gid|Groups|Cap)", "/proc/self/status")
+        words = ["/usr/bin/grep", "-E", "^(Uid|Gid|Groups|Cap)", "/proc/self/status"]
+        done = node.shifter(
+            "--image=tiny:1", *words, cwd="/"
+        )  # a message, of a directory that is missing, drops it, too
         assert done.returncode == 0, done.stderr
         lines = dict(line.split(":\t") for line in done.stdout.splitlines())
         assert lines["Uid"].split() == lines["Gid"].split() == ["5001"] * 4 and lines["Groups"].split() == [
