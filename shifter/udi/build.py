@@ -222,7 +222,8 @@ class Builder:
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if site or users:
             operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
-        return [*operations, *site, *users]
+        targets = [binds.Targets(users, self.user)] if users else []
+        return [*operations, *site, *targets, *users]
 
     def _proc_options(self) -> "dict[str, str | None]":
         """Return the options that keep the node's own hidepid, gid and subset in force in a new procfs."""
