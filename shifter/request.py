@@ -139,6 +139,6 @@ def job_is_valid(job: str) -> bool:
 
 def _printable(text: str, what: str) -> str:
     """Return *text*; refuse control characters, which no name of an image, directory or module needs."""
-    if not text or any(ord(char) < 32 or ord(char) == 127 for char in text):
+    if not text or (not text.isprintable() and any(ord(char) < 32 or ord(char) == 127 for char in text)):
         raise FormatError(f"{what}: empty, or control characters in it")
     return text

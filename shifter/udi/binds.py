@@ -46,6 +46,8 @@ class Bind(Operation):
         self.directory = directory
         self.user = user
         """The user whose volume it is; None: the site's or our own."""
+        self.target = -1
+        """A descriptor of the target, if Targets has opened it."""
 
     def text(self) -> str:
         return f"bind {self.source} on {self.path}" + (f" {self.flags}" if self.flags else "")
@@ -54,15 +56,16 @@ class Bind(Operation):
         return [("source", self.source), ("flags", self.flags)]
 
     def execute(self, assembly: Assembly) -> None:
-        target = self._open_target(assembly)
+        target = self.target if self.target >= 0 else self._open_target(assembly)
         try:
             resolved = assembly.resolved(target)
+            status = posix.fstat(target)
             if self.user is not None:
                 refuse_reserved(resolved, self.path)
-                assembly.mount_points.append((resolved, posix.fstat(target)))
+                assembly.mount_points.append((resolved, status))
             elif resolved != self.path:
                 refuse_site(resolved, self.path)
-            if paths.is_directory(posix.fstat(target).st_mode) != self.directory:
+            if paths.is_directory(status.st_mode) != self.directory:
                 ours, theirs = ("directory", "a file") if self.directory else ("file", "a directory")
                 raise BuildError(
                     f"{self.path} is {theirs} in the container; the {ours} {self.source} can't be mounted on it"
@@ -82,6 +85,34 @@ class Bind(Operation):
         except OSError as error:
             raise BuildError(f"{self.path} {unreachable(error)}") from None
         return make_as_user(assembly, self.path, self.directory, self.user)
+
+
+class Targets(Operation):
+    """The targets of a user's volumes, opened with one change of identity: each costs as much as several mounts.
+
+    What is not there, or lies in another volume, is left to its Bind.
+    """
+
+    KIND = "targets"
+
+    def __init__(self, binds: "list[Bind]", user: Identity) -> None:
+        super().__init__(" ".join(bind.path for bind in binds), "volumes")
+        self.binds = binds
+        self.user = user
+
+    def text(self) -> str:
+        return f"targets, opened as the user: {self.path}"
+
+    def execute(self, assembly: Assembly) -> None:
+        paths_before: set[str] = set()
+        with self.user:
+            for bind in self.binds:
+                if not ancestor_in(bind.path, paths_before):
+                    try:
+                        bind.target = assembly.open(bind.path)
+                    except OSError:
+                        pass  # its Bind makes it, or says why not
+                paths_before.add(bind.path)
 
 
 class MountPoints(Operation):
@@ -105,24 +136,32 @@ class MountPoints(Operation):
     def execute(self, assembly: Assembly) -> None:
         covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
         targets: set[str] = set()
-        missing: list[Bind] = []
+        missing: list[tuple[Bind, int, str]] = []
         for user in dict.fromkeys(bind.user for bind in self.binds):
             with user or ROOT:  # one change of identity for all: it costs as much as a mount
                 for bind in self.binds:
                     if bind.user is user and not ancestor_in(bind.path, targets):
                         targets.add(bind.path)
                         if not _exists(assembly, bind):
-                            missing.append(bind)
-        for bind in missing:
+                            missing.append((bind, *nearest(assembly, bind.path)))
+        self._paths = {bind.path for bind in self.binds}
+        for bind, parent, rest in missing:
             self.reason = bind.reason  # what a failure is blamed on
-            self._make(assembly, bind, covers)
+            self._make(assembly, bind, parent, rest, covers)
+            posix.close(parent)
         for where in sorted(covers):  # a parent before what is below it, which it would hide
             lower, parts = covers[where]
             assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
             posix.close(lower)
 
-    def _make(self, assembly: Assembly, bind: Bind, covers: "dict[str, tuple[int, list[tuple[str, bool]]]]") -> None:
-        parent, rest = nearest(assembly, bind.path, bind.user or ROOT)
+    def _make(
+        self,
+        assembly: Assembly,
+        bind: Bind,
+        parent: int,
+        rest: str,
+        covers: "dict[str, tuple[int, list[tuple[str, bool]]]]",
+    ) -> None:
         where = assembly.resolved(parent)
         path = f"{where.rstrip('/')}/{rest}"
         if bind.user is not None:
@@ -132,7 +171,7 @@ class MountPoints(Operation):
         if ancestor_in(where, self.reserved):
             if bind.user is None:
                 raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
-        elif ancestor_in(path, {other.path for other in self.binds if other is not bind}):
+        elif ancestor_in(path.rpartition("/")[0] or "/", self._paths) or (path != bind.path and path in self._paths):
             pass  # what will be mounted there hides what could be made here
         elif posix.fstat(parent).st_dev == assembly.root_device:
             directory, _, name = ("", "", "") if bind.directory else rest.rpartition("/")
@@ -143,7 +182,6 @@ class MountPoints(Operation):
             covers[where][1].append((rest, bind.directory))
         else:
             covers[where] = (posix.dup(parent), [(rest, bind.directory)])
-        posix.close(parent)
 
 
 def _exists(assembly: Assembly, bind: Bind) -> bool:
@@ -157,21 +195,19 @@ def _exists(assembly: Assembly, bind: Bind) -> bool:
     return True
 
 
-def nearest(assembly: Assembly, target: str, reader: Identity) -> "tuple[int, str]":
+def nearest(assembly: Assembly, target: str) -> "tuple[int, str]":
     """Return (descriptor of the nearest existing directory above *target*, the rest of the path).
 
     A symbolic link to nothing is followed, inside the root: /home -> var/home of an image leads to a new /var/home.
-    Everything is looked up with the rights of *reader*. Raises BuildError.
+    Called with the rights of the one who asks for it. Raises BuildError.
     """
     for _ in range(MAX_LINKS):
         parts = volumes.components(target)
-        with reader:
-            fd, rest = _descend(assembly, target, parts)
+        fd, rest = _descend(assembly, target, parts)
         if ".." in rest:
             break
         try:
-            with reader:
-                link = posix.readlink(rest[0], dir_fd=fd)
+            link = posix.readlink(rest[0], dir_fd=fd)
         except OSError:
             return fd, "/".join(rest)
         where = "" if link.startswith("/") else assembly.resolved(fd)
@@ -211,7 +247,8 @@ def make_as_user(assembly: Assembly, path: str, directory: bool, user: Identity)
     Every step is made in, and opened below, the directory that was opened before: nobody can lead it elsewhere.
     Raises BuildError that says where the user may not make it.
     """
-    current, rest = nearest(assembly, path, user)
+    with user:
+        current, rest = nearest(assembly, path)
     where = assembly.resolved(current)
     try:
         refuse_reserved(f"{where.rstrip('/')}/{rest}", path)

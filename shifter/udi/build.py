@@ -244,7 +244,8 @@ class Builder:
             operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"][0], "setupRoot -N"))
         if site or users:
             operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
-        return [*operations, *site, *users]
+        targets = [binds.Targets(users, self.user)] if users else []
+        return [*operations, *site, *targets, *users]
 
     def _udi_image(self, bind: "binds.Bind | None") -> "list[plan.Operation]":
         """Return the operations of /opt/udiImage: its programs, and in a job's UDI the keys and settings of this job."""

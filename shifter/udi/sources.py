@@ -86,6 +86,10 @@ class Sources:
         """Open and clone the user's volumes: recursively, so that nothing which a mount hides is uncovered."""
         binds: list[Bind] = []
         found = []
+        if not self.volumes:
+            return binds
+        # One step for all: each is a message that wakes the door. What hangs is among them.
+        self.step(f"opening volume {', '.join(volume.source for volume in self.volumes)} as the user")
         with self.user:  # one change of identity for all: it costs as much as a mount
             for volume in dict.fromkeys(self.volumes):
                 found.append((volume, self._find(volume)))
@@ -218,7 +222,6 @@ class Sources:
 
         What the site mounts into every UDI comes first, as in C Shifter, whose users name paths as they see them inside.
         """
-        self.step(f"opening volume {volume.source} as the user")
         asked = _plain(volume.source)
         target = ancestor_in(asked, self._site)
         if target is not None and target != _plain(self._site[target].source):

@@ -328,6 +328,7 @@ def test_control_characters_in_a_request(tiny_node: Node) -> None:
         ["--image=tiny:1", "--volume=/home/alice:/mnt\nvolume=/root:/opt"],
         ["--image=tiny:1", "--volume=/home/alice:/mnt\x1b[2J"],
         ["--image=tiny:1", "--module=x\nend=request"],
+        ["--image=tiny:1", "--workdir=/\x1b[2J"],
         ["--image=local:/home/alice\x07"],
         ["--image=" + "x" * 70000],
         ["--image=tiny:1", "--volume=" + "/" * 70000],

@@ -84,6 +84,28 @@ def test_refused_change_of_identity_ends_it(tiny_node: Node, what: str) -> None:
     refused(done, words[what])
 
 
+def test_command_that_gives_up_nothing_itself(node: Node, image: Tree, tmp_path: Path) -> None:
+    """Busybox, which is all that other images have here, drops an effective uid of root by itself, and so hides one."""
+    tree = image.copy(tmp_path / "tree")
+    (tree.path / "lib").rmdir()
+    for name in ("lib", "lib64"):
+        (tree.path / name).symlink_to(f"usr/{name}")
+    node.add_image("docker:tiny:1", tree)
+    node.conf(siteFs=["/usr:/usr"])
+    for _ in range(2):  # built, joined
+        words = ["/usr/bin/grep", "-E", "^(Uid|Gid|Groups|Cap)", "/proc/self/status"]
+        done = node.shifter(
+            "--image=tiny:1", *words, cwd="/"
+        )  # a message, of a directory that is missing, drops it, too
+        assert done.returncode == 0, done.stderr
+        lines = dict(line.split(":\t") for line in done.stdout.splitlines())
+        assert lines["Uid"].split() == lines["Gid"].split() == ["5001"] * 4 and lines["Groups"].split() == [
+            "6001",
+            "6002",
+        ]
+        assert all(int(value, 16) == 0 for key, value in lines.items() if key.startswith("Cap"))
+
+
 # --- the builder -----------------------------------------------------------------------------------------------------
 
 UNTRUSTED = {

@@ -242,7 +242,7 @@ def test_any_bytes_load_or_give_a_located_error(load: Load, tmp_path: Path, data
 FILE_NAME = st.text('ab:;\\" ./=#\N{SNOWMAN}\udcfe\udcff', max_size=6).map(lambda tail: f"/x{tail.strip()}x")
 PATH = FILE_NAME.filter(lambda path: ".." not in path.split("/"))
 WORD = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True)
-ASSIGNMENT = st.builds("{}={}".format, WORD, st.text('ab=#\\:"', max_size=6) | st.text("ab=#\\: \t", max_size=6))
+ASSIGNMENT = st.builds("{}={}".format, WORD, st.text('ab=#:"', max_size=6) | st.text("ab=#\\: \t", max_size=6))
 MOUNT = st.builds(
     lambda source, target, flags: str(
         SiteMount(source, target, tuple(flag for flag in SITE_FLAGS if flag in flags), "")
