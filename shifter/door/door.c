@@ -403,13 +403,13 @@ static bool same_fields(const struct document *one, const struct document *other
 
 /*
  * Return the namespace of the job's own UDI, if it is what the caller asks for, else -1. It is fixed for the life of the
- * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named. Privileged.
+ * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named. DIFFERENCE
+ * becomes what is not the same. Privileged.
  */
 static int find_job_udi(int run, const struct document *request, const struct caller *caller, const char *job, const char *image,
-                        bool verbose, struct document *record)
+                        const char **difference, struct document *record)
 {
     char path[160];
-    const char *difference = NULL;
     static const char *const fixed[] = {"uid", "gid", "groups"}, *const asked[] = {"image", "volume", "module"};
     snprintf(path, sizeof path, "udi/%u/job.%s", (unsigned)caller->uid, job);
     int directory = openat(run, path, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
@@ -417,15 +417,13 @@ static int find_job_udi(int run, const struct document *request, const struct ca
     if (file >= 0) {
         for (size_t i = 0; i < 3; i++)
             if (!same_fields(request, record, fixed[i]))
-                difference = fixed[i];
+                *difference = fixed[i];
         for (size_t i = 0; image && i < 3; i++)
             if (!same_fields(request, record, asked[i]))
-                difference = asked[i];
-        if (!difference && !watches_hold(record))
+                *difference = asked[i];
+        if (!*difference && !watches_hold(record))
             die("the metadata of the image of job %s was changed, perhaps its access list: name the image, for a UDI of your own (--image)", job);
-        if (difference && verbose)
-            say("the UDI of job %s is another: not the same %s", job, difference);
-        if (!difference)
+        if (!*difference)
             namespace = open_pin(directory, file);
         close(file);
     }
@@ -611,6 +609,7 @@ static int look_up(struct launch *launch, int run)
     raise_privilege();
     struct invocation *asked = launch->asked;
     struct list jobs = {0};
+    const char *difference = NULL;
     asked->job = choose_job(run, launch->caller, &jobs);
     int file = document_open(&launch->site, run, "site", "site");
     bool named = asked->image && *asked->image, resolved = false;
@@ -622,12 +621,14 @@ static int look_up(struct launch *launch, int run)
     }
     make_request(&launch->request, asked, launch->caller, launch->namespace, launch->once, "image", resolved ? image : "");
     if (asked->job && (resolved || !named))
-        namespace = find_job_udi(run, &launch->request, launch->caller, asked->job, resolved ? image : NULL, asked->verbose, &launch->record);
+        namespace = find_job_udi(run, &launch->request, launch->caller, asked->job, resolved ? image : NULL, &difference, &launch->record);
     if (namespace < 0 && resolved)
         namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
     if (file >= 0)
         close(file);
     drop_temporarily();
+    if (difference && asked->verbose)
+        say("the UDI of job %s is another: not the same %s", asked->job, difference);
     if (namespace < 0 && !named && asked->job)
         die("the UDI of job %s was made for another group list, or by another version of Shifter; name an image (--image)", asked->job);
     if (namespace < 0 && !named && jobs.count > 1)

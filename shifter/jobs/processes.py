@@ -1,12 +1,15 @@
 """Ending everything that runs in UDIs: stopped first, killed by pidfd, until a look at all processes finds nothing."""
 
 import contextlib
+import json
 import os
 import pwd
 import signal
+import stat
 import time
 from collections.abc import Iterator
 
+from shifter.errors import FormatError
 from shifter.linux import syscalls
 
 PATIENCE = 10.0
@@ -21,6 +24,43 @@ def inside(roots: set[str]) -> Iterator[int]:
     for name in os.listdir("/proc"):
         if name.isdigit() and any(_device(f"/proc/{name}/{link}") in roots for link in ("root", "cwd")):
             yield int(name)
+
+
+def roots_of_job(ident: str) -> dict[str, int]:
+    """Return the roots of UDIs of a job in which processes live, and the uid of each, without any record of them.
+
+    For a /run/shifter that was wiped: what a UDI is for stands in it, in a file of root's on its own root (a tmpfs).
+    """
+    found: dict[str, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, KeyError, FormatError):
+                marker = _marker(name)
+                if marker.get("job") == ident:
+                    found[_device(f"/proc/{name}/root")] = pwd.getpwnam(str(marker["user"])).pw_uid
+    return found
+
+
+def _marker(pid: str) -> dict[str, object]:
+    """Return /var/shifterConfig.json of the UDI that a process has as its root. Raises OSError, ValueError, FormatError."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as table:
+        # The mount table first: to look at a root on a user's dead file system would never end.
+        if not any(line.split(b" ")[4] == b"/" and line.split(b" ")[-3:-1] == [b"tmpfs", b"udi"] for line in table):
+            raise FormatError("not in a UDI")
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+        fd = syscalls.openat2(root, "var/shifterConfig.json", os.O_RDONLY | os.O_NONBLOCK, resolve)
+    finally:
+        os.close(root)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if status.st_uid != 0 or not stat.S_ISREG(status.st_mode) or status.st_mode & 0o022:
+            raise FormatError("not root's")
+        marker = json.loads(file.read(1 << 20))
+    if not isinstance(marker, dict):
+        raise FormatError("no marker")
+    return marker
 
 
 def end(roots: set[str], uid: int) -> list[str]:
@@ -48,15 +88,19 @@ def end(roots: set[str], uid: int) -> list[str]:
         time.sleep(0.002)
 
 
-def holders(inode: int) -> list[str]:
-    """Return a line for each process that is outside and holds the mount namespace *inode* by a descriptor."""
+def holders(namespace: int) -> list[str]:
+    """Return a line for each other process that holds the mount namespace *namespace*, too, by a descriptor."""
+    status = os.fstat(namespace)
+    device = str(status.st_dev)
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         with contextlib.suppress(OSError):
             for fd in os.listdir(f"/proc/{name}/fd"):
-                if os.readlink(f"/proc/{name}/fd/{fd}") == f"mnt:[{inode}]" and int(name) != os.getpid():
+                path = f"/proc/{name}/fd/{fd}"
+                # The device without asking the file's server, which may be dead; then it is one of the kernel's own.
+                if int(name) != os.getpid() and _device(path) == device and os.stat(path).st_ino == status.st_ino:
                     found.append(
                         f"process {name} of {_name(_owner(int(name)))} (it holds the namespace as descriptor {fd})"
                     )

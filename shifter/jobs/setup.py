@@ -70,7 +70,7 @@ def take_down(ident: str) -> list[str]:
     """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
     with inventory.Home():
         if not pins.base_ready():
-            return []
+            return [line for root, uid in processes.roots_of_job(ident).items() for line in processes.end({root}, uid)]
         with state.locked(ident) as directory:
             left = _take_down(ident, directory)
             pins.remove(directory)
@@ -87,8 +87,9 @@ def _take_down(ident: str, directory: str) -> list[str]:
             os.unlink(f"{record.directory}/record")
         except FileNotFoundError:
             pass
-    for owner in sorted({record.uid for record in found}):
-        left += processes.end({record.get("root") for record in found if record.uid == owner}, owner)
+    roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
+    for owner in sorted(set(roots.values())):
+        left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
     for record in found:
         left += _holders(record)
         pins.remove_udi(record.directory)
@@ -107,6 +108,6 @@ def _holders(record: records.Record) -> list[str]:
     except OSError:
         return []
     try:
-        return processes.holders(os.fstat(namespace).st_ino)
+        return processes.holders(namespace)
     finally:
         os.close(namespace)

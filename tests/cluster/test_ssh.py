@@ -2,8 +2,6 @@
 
 import subprocess
 
-import pytest
-
 from tests.images import Tree
 from tests.node import PREFIX, Cluster, Node
 

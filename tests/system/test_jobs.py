@@ -153,9 +153,8 @@ def test_everything_ends_with_the_job(tiny_node: Node, kind: str) -> None:
 
 def test_who_holds_the_namespace_is_named(tiny_node: Node) -> None:
     assert setup(tiny_node, "--job", "5").returncode == 0
-    held = tiny_node.popen("exec 7< /run/shifter/udi/5001/job.5/ns; exec sleep 1000")
-    while tiny_node.run(f"readlink /proc/{held.pid}/fd/7").returncode and held.poll() is None:
-        time.sleep(0.02)
+    held = tiny_node.popen("exec 7< /run/shifter/udi/5001/job.5/ns; echo ready; exec sleep 1000")
+    assert held.stdout is not None and held.stdout.readline() == "ready\n"
     done = unsetup(tiny_node, "--job", "5")
     assert done.returncode == 1
     assert "of root (it holds the namespace as descriptor 7)" in done.stderr
