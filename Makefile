@@ -210,7 +210,7 @@ uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and t
 	@$(PYREAL) -B tools/udi_image.py uninstall '$(D)$(UDIIMAGE)'
 	@cd '$(D)$(PREFIX)' 2>/dev/null || exit 0; \
 	rm -f bin/shifter bin/shifterimg bin/shifterctl sbin/setupRoot sbin/unsetupRoot; rm -rf libexec/shifter/python share/doc/shifter; \
-	rm -f share/man/man*/{shifter,shifterimg,shifterctl,udiRoot.conf,shifter-*}.[1-8]; \
+	rm -f share/man/man*/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot,udiRoot.conf,shifter-*}.[1-8]; \
 	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl} share/zsh/site-functions/_shifter \
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
 	find . -depth -mindepth 1 -type d -empty -delete; cd /; rmdir '$(D)$(PREFIX)' 2>/dev/null || true

@@ -306,6 +306,11 @@ def _word(text: str, setting: Setting) -> str:
     return text
 
 
+def _or_none(parser: "Callable[[str, Setting], str]") -> "Callable[[str, Setting], str]":
+    """Return *parser*, for a key whose value may be left empty: as if the line were not there."""
+    return lambda text, setting: parser(text, setting) if text else ""
+
+
 def _one_of(*words: str) -> "Callable[[str, Setting], str]":
     def parse(text: str, setting: Setting) -> str:
         if text not in words:
@@ -393,9 +398,9 @@ KEYS: "dict[str, Callable[[str, Setting], object]]" = {
     "udiMaxAge": _duration(1),
     "udiMaxPerUser": _count(1, 10000),
     "udiBuildTimeout": _duration(1),
-    "udiImagePath": _directory,
-    "system": _word,
+    "udiImagePath": _or_none(_directory),
+    "system": _or_none(_word),
     "sshdPort": _ports,
-    "sshSecretFile": _directory,
+    "sshSecretFile": _or_none(_directory),
 }
 """Every key of this version and the parser of its value; an attribute of Config has the default."""

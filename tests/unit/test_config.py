@@ -54,6 +54,10 @@ def test_defaults(load: Load) -> None:
         ("udiMaxAge", 43200, "default"),
         ("udiMaxPerUser", 16, "default"),
         ("udiBuildTimeout", 120, "default"),
+        ("udiImagePath", "", "default"),
+        ("system", "", "default"),
+        ("sshdPort", "1204", "default"),
+        ("sshSecretFile", "", "default"),
     ]
     assert result.where("imagePath").endswith("/udiRoot.conf:1")
 
@@ -268,6 +272,10 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "udiMaxAge": st.integers(1, 8640000),
     "udiMaxPerUser": st.integers(1, 10000),
     "udiBuildTimeout": st.integers(1, 8640000),
+    "udiImagePath": st.just("/global/udiImage"),
+    "system": WORD,
+    "sshdPort": st.sampled_from(["1204", "1204-1299", "65535"]),
+    "sshSecretFile": st.just("/etc/shifter/secret"),
 }
 
 
@@ -317,7 +325,8 @@ def test_the_example_works_as_shipped_and_shows_every_key(tmp_path: Path) -> Non
     )
     everything = config.load(str(file), OWNERS)
     assert set(everything.settings) == set(config.KEYS)
-    for key in set(config.KEYS) - {"imagePath", "siteFs", "siteEnv"}:
+    without_default = {"udiImagePath", "system", "sshSecretFile"}
+    for key in set(config.KEYS) - {"imagePath", "siteFs", "siteEnv"} - without_default:
         assert getattr(everything, key) == getattr(config.Config(), key), f"the example shows another default of {key}"
 
 
