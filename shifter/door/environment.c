@@ -49,12 +49,16 @@ void env_set(struct list *env, const char *assignment)
         list_add(env, assignment);
 }
 
-/* Set NAME to OLD:NEW (append) or NEW:OLD; an unset or empty one is just set. */
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" /* of a login on Debian, and more */
+
+/* Set NAME to OLD:NEW (append) or NEW:OLD; an unset or empty one is just set, but PATH has a default. */
 static void env_join(struct list *env, const char *assignment, bool append)
 {
     size_t length = name_length(assignment);
     const char *old = env_value(env, assignment, length), *added = assignment + length + 1;
     char *joined = (char *)assignment;
+    if ((!old || !*old) && length == strlen("PATH") && strncmp(assignment, "PATH", length) == 0)
+        old = DEFAULT_PATH;
     if (old && *old && asprintf(&joined, "%.*s=%s:%s", (int)length, assignment, append ? old : added, append ? added : old) < 0)
         die("out of memory");
     env_set(env, joined);

@@ -188,6 +188,8 @@ def _overruled(line: bytes, holds: dict[str, str], never: set[str], server: bool
         return "Match and what follows it is left out: it would override what must hold"
     if server and name == "subsystem":
         subsystem = _SUBSYSTEM.fullmatch(match[2])
+        if match[2] == f"sftp {SFTP_SERVER}".encode("ascii"):
+            return ""
         if subsystem is None or subsystem[1] == b"sftp":
             return f"{keyword} is overruled: the sftp subsystem is that of udiImage"
         return None

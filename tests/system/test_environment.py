@@ -9,6 +9,7 @@ from tests.images import Tree
 from tests.node import PREFIX, Node, User
 
 SHOW = ("cat", "/proc/self/environ")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @pytest.fixture(scope="module", params=["private", "shared"])
@@ -37,12 +38,13 @@ def site(node: Node) -> Iterator[Node]:
 
 
 def variables(node: Node, *options: str, command: tuple[str, ...] = SHOW, **run: Any) -> dict[str, str]:
-    """The environment that a command finds; no variable may be there twice."""
+    """The environment that a command finds, without what every PATH ends in; no variable may be there twice."""
     done = node.shifter(*options, *command, **run)
     assert done.returncode == 0, done.stderr
     found = [text.partition("=")[::2] for text in done.stdout.split("\0") if text]
     assert len(dict(found)) == len(found)
-    return dict(found)
+    assert dict(found)["PATH"].endswith(":/opt/udiImage/bin")
+    return dict(found) | {"PATH": dict(found)["PATH"].removesuffix(":/opt/udiImage/bin")}
 
 
 def test_callers_environment_reaches_the_command_as_it_is(node: Node) -> None:
@@ -122,7 +124,8 @@ def test_clearenv(site: Node) -> None:
 
 def test_empty_environment(node: Node) -> None:
     found = variables(node, "--image=tiny:1", clean=True, command=("/bin/cat", "/proc/self/environ"))
-    assert set(found) == {"SHIFTER_IMAGE", "SHIFTER_IMAGEREQUEST"}
+    assert set(found) == {"SHIFTER_IMAGE", "SHIFTER_IMAGEREQUEST", "PATH"}
+    assert found["PATH"] == DEFAULT_PATH
 
 
 # --- env-file --------------------------------------------------------------------------------------------------------
@@ -137,6 +140,7 @@ def test_env_file_syntax(node: Node) -> None:
     found = variables(node, "-E", "--image=tiny:1", "--env-file=/home/alice/file", command=("/bin/cat", SHOW[1]))
     del found["SHIFTER_IMAGE"], found["SHIFTER_IMAGEREQUEST"]
     assert found == {
+        "PATH": DEFAULT_PATH,
         "A": "again",
         "B ": " 2",
         "C": "'x' \"y\"",

@@ -257,7 +257,7 @@ def test_own_directories_in_the_image(host: Node, image: Tree, tmp_path: Path) -
         (tree.path / name).mkdir(parents=True)
         (tree.path / name / "file").write_text("image\n")
     host.add_image("odd", tree)
-    assert works(host, "/bin/ls", "/opt").split() == ["mine", "shifter"]
+    assert works(host, "/bin/ls", "/opt").split() == ["mine", "shifter", "udiImage"]
     assert works(host, "/bin/cat", "/opt/mine/file") == "image\n"
     assert works(host, "/bin/ls", "/opt/shifter/bin").split() == ["shifter", "shifterctl", "shifterimg"]
     assert works(host, "/opt/shifter/bin/shifter", "/bin/id", "-un") == "alice\n"

@@ -69,6 +69,7 @@ def test_plan_of_what_the_image_sets(node: Node, image: Tree) -> None:
         ("env.image", 'B="quoted" \\ text'),
         ("entry", "/bin/sh"),
         ("entry", "-c"),
+        ("env.append", "PATH=/opt/udiImage/bin"),
         ("workdir", "/srv"),
     ]
 

@@ -53,64 +53,64 @@ def test_volume_sub_mounts_keep_their_flags(site: Node) -> None:
     assert all("ro" in flags(table[f"/mnt{name}"]) for name in ("", "/ro", "/noexec", "/plain"))
 
 
-@pytest.mark.parametrize(
-    ("volume", "message"),
-    [
-        ("/root/x:/mnt", "volume /root/x: Permission denied"),
-        ("/home/bob/x:/mnt", "volume /home/bob/x: Permission denied"),
-        ("/srv/missing:/mnt", "volume /srv/missing: No such file or directory"),
-        ("/srv/single/:/mnt", "volume /srv/single/: Not a directory"),
-        ("/srv/single/x:/mnt", "volume /srv/single/x: Not a directory"),
-        ("/srv/single:/mnt", "/mnt is a directory in the container; the file /srv/single can't be mounted on it"),
-        ("/srv/fifo:/mnt", "volume /srv/fifo: neither a directory nor a regular file"),
-        ("/dev/null:/bin/true", "volume /dev/null: neither a directory nor a regular file"),
-        ("/srv/socket:/bin/true", "volume /srv/socket: neither a directory nor a regular file"),
-        ("/srv/data:/mnt", "volume /srv/data: only the image has it, and content of an image can't be mounted elsewhere"),
-        ("/proc/version:/bin/true", "on a proc file system"),
-        ("/proc:/mnt", "on a proc file system"),
-        ("/proc/self:/mnt", "on a proc file system"),
-        ("/proc/self/fd:/mnt", "on a proc file system"),
-        ("/proc/self/root:/mnt", "volume /proc/self/root: too many symbolic links"),
-        ("/proc/self/cwd:/mnt", "volume /proc/self/cwd: too many symbolic links"),
-        ("/proc/self/fd/3:/mnt", "volume /proc/self/fd/3: "),
-        ("/proc/self/root/srv:/mnt", "too many symbolic links"),
-        ("/dev/fd/3:/mnt", "volume /dev/fd/3: "),
-        ("/srv/tocwd:/mnt", "too many symbolic links"),
-        ("/srv/toproc:/mnt", "on a proc file system"),
-        ("/srv/loop:/mnt", "too many symbolic links"),
-        ("/proc/self/ns/mnt:/mnt", "volume /proc/self/ns/mnt: "),
-        ("/run/shifter:/mnt", "volume /run/shifter: this mount can't be shown elsewhere"),
-        ("/run/shifter/udi/5001:/mnt", "Permission denied"),
-        ("/srv/a:/bin/busybox/x", "/bin/busybox/x leads through a file of the container"),
-        ("/srv/a:/sys/x", "belongs to the system"),
-        ("/srv/a:/home/bob/x", "/home/bob/x can't be reached in the container: Permission denied"),
-        ("/srv/a:/home/x", "/home/x does not exist in the container, and you can't make it in /home: Permission denied"),
-        ("/srv/a:/home/toetc/new", "/home/toetc/new (really /etc/new) can't be a volume's target"),
-        ("/srv/a:/home/todev/shm/new", "really /dev/shm/new"),
-        ("/srv/a:/home/tonew/etc/x", "really /etc/x"),
-        ("/srv/a:/mnt;/srv/single:/mnt/", "have the same target"),
-        ("/srv/a:/root/x", "/root/x can't be reached in the container: Permission denied"),
-        ("/srv/a:/bin/busybox", "/bin/busybox is a file in the container; the directory /srv/a can't be mounted on it"),
-        *((f"/srv/a:{t}", "belongs to the system") for t in ("/etc", "/etc/ssh", "/var", "/var/lib", "/var/tmp/x")),
-        *((f"/srv/a:{t}", "belongs to the system") for t in ("/proc", "/proc/1", "/sys", "/sys/fs/cgroup", "/dev")),
-        *((f"/srv/a:{t}", "belongs to the system") for t in ("/dev/shm", "/run", "/run/x", "/opt/udiImage", "/opt", "/")),
-        *((f"/srv/a:{t}", "belongs to the system") for t in ("/opt/udiImage/x", "//etc", "/./etc", "/etc/", "/opt//udiImage")),
-        *((f"/srv/a:{t}", "belongs to the system") for t in ("/toetc", "/tovar/lib", "/todev", "/toroot", "/torun", "/toopt")),
-        ("/srv/a:/toproc/self/cwd", ""),
-        ("/srv/a:/mnt:rec", "'rec' is no flag"),
-        ("/srv/a:/mnt:rw", "'rw' is no flag"),
-        ("/srv/a", "where to?"),
-        ("srv/a:/mnt", "not an absolute path"),
-    ],
-)  # fmt: skip
-def test_volume_refused(node: Node, linked: Tree, volume: str, message: str) -> None:
+REFUSED = [
+    ("/root/x:/mnt", "volume /root/x: Permission denied"),
+    ("/home/bob/x:/mnt", "volume /home/bob/x: Permission denied"),
+    ("/srv/missing:/mnt", "volume /srv/missing: No such file or directory"),
+    ("/srv/single/:/mnt", "volume /srv/single/: Not a directory"),
+    ("/srv/single/x:/mnt", "volume /srv/single/x: Not a directory"),
+    ("/srv/single:/mnt", "/mnt is a directory in the container; the file /srv/single can't be mounted on it"),
+    ("/srv/fifo:/mnt", "volume /srv/fifo: neither a directory nor a regular file"),
+    ("/dev/null:/bin/true", "volume /dev/null: neither a directory nor a regular file"),
+    ("/srv/socket:/bin/true", "volume /srv/socket: neither a directory nor a regular file"),
+    ("/srv/data:/mnt", "volume /srv/data: only the image has it, and content of an image can't be mounted elsewhere"),
+    ("/proc/version:/bin/true", "on a proc file system"),
+    ("/proc:/mnt", "on a proc file system"),
+    ("/proc/self:/mnt", "on a proc file system"),
+    ("/proc/self/fd:/mnt", "on a proc file system"),
+    ("/proc/self/root:/mnt", "volume /proc/self/root: too many symbolic links"),
+    ("/proc/self/cwd:/mnt", "volume /proc/self/cwd: too many symbolic links"),
+    ("/proc/self/fd/3:/mnt", "volume /proc/self/fd/3: "),
+    ("/proc/self/root/srv:/mnt", "too many symbolic links"),
+    ("/dev/fd/3:/mnt", "volume /dev/fd/3: "),
+    ("/srv/tocwd:/mnt", "too many symbolic links"),
+    ("/srv/toproc:/mnt", "on a proc file system"),
+    ("/srv/loop:/mnt", "too many symbolic links"),
+    ("/proc/self/ns/mnt:/mnt", "volume /proc/self/ns/mnt: "),
+    ("/run/shifter:/mnt", "volume /run/shifter: this mount can't be shown elsewhere"),
+    ("/run/shifter/udi/5001:/mnt", "Permission denied"),
+    ("/srv/a:/bin/busybox/x", "/bin/busybox/x leads through a file of the container"),
+    ("/srv/a:/sys/x", "belongs to the system"),
+    ("/srv/a:/home/bob/x", "/home/bob/x can't be reached in the container: Permission denied"),
+    ("/srv/a:/home/x", "/home/x does not exist in the container, and you can't make it in /home: Permission denied"),
+    ("/srv/a:/home/toetc/new", "/home/toetc/new (really /etc/new) can't be a volume's target"),
+    ("/srv/a:/home/todev/shm/new", "really /dev/shm/new"),
+    ("/srv/a:/home/tonew/etc/x", "really /etc/x"),
+    ("/srv/a:/mnt;/srv/single:/mnt/", "have the same target"),
+    ("/srv/a:/root/x", "/root/x can't be reached in the container: Permission denied"),
+    ("/srv/a:/bin/busybox", "/bin/busybox is a file in the container; the directory /srv/a can't be mounted on it"),
+    *((f"/srv/a:{t}", "belongs to the system") for t in ("/etc", "/etc/ssh", "/var", "/var/lib", "/var/tmp/x")),
+    *((f"/srv/a:{t}", "belongs to the system") for t in ("/proc", "/proc/1", "/sys", "/sys/fs/cgroup", "/dev")),
+    *((f"/srv/a:{t}", "belongs to the system") for t in ("/dev/shm", "/run", "/run/x", "/opt/udiImage", "/opt", "/")),
+    *((f"/srv/a:{t}", "belongs to the system") for t in ("/opt/udiImage/x", "//etc", "/./etc", "/etc/", "/opt//udiImage")),
+    *((f"/srv/a:{t}", "belongs to the system") for t in ("/toetc", "/tovar/lib", "/todev", "/toroot", "/torun", "/toopt")),
+    ("/srv/a:/toproc/self/cwd", ""),
+    ("/srv/a:/mnt:rec", "'rec' is no flag"),
+    ("/srv/a:/mnt:rw", "'rw' is no flag"),
+    ("/srv/a", "where to?"),
+    ("srv/a:/mnt", "not an absolute path"),
+]  # fmt: skip
+
+
+def test_volume_refused(node: Node, linked: Tree) -> None:
     node.add_image("tiny:1", linked)
     script = "mkdir -p /root/x /home/bob/x /srv/a; echo single > /srv/single; ln -s /proc/self/cwd /srv/tocwd; "
     links = "ln -s /etc /home/toetc; ln -s /dev /home/todev; ln -s / /home/tonew; mkfifo /srv/fifo; "
     node.run(script + links + "ln -s /proc/self /srv/toproc; ln -s loop /srv/loop", check=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(node.path("/srv") / "socket"))
-    assert message in refused(node, f"--volume={volume}", cwd="/srv/a")
+    for volume, message in REFUSED:
+        assert message in refused(node, f"--volume={volume}", cwd="/srv/a"), volume
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +220,7 @@ def test_files_as_volumes(site: Node) -> None:
         "/bin/new",
     ],
 )
-@pytest.mark.parametrize("fmt", ["squashfs", "erofs", "VFS"])
+@pytest.mark.parametrize("fmt", ["squashfs"])
 def test_targets_that_the_image_lacks(node: Node, image: Tree, target: str, fmt: str) -> None:
     """On the UDI's own root, or in a read-only cover of one directory of the image; everything else stays as it was."""
     node.add_image("tiny:1", image, fmt)
