@@ -461,7 +461,7 @@ BREAK_FILE = {
     "writable": "chmod 666 {0}",
     "other build": "sed -i s/^shifter=[^\\\\x00]*/shifter=0.0.1-deadbeef/ {0}",
     "other request": "sed -i s/uid=5001/uid=5002/ {0}",
-    "no end": "sed -i s/end=record/and=record/ {0}",
+    "no end": "sed -i s/\\\\x00end=/\\\\x00and=/ {0}",
 }
 
 

@@ -387,7 +387,8 @@ def test_sockets_without_delay_and_no_configuration_of_libcrypto(login: Login) -
     """TCP_NODELAY before connect; an image's openssl.cnf could name modules, which would be loaded from the image."""
     login.node.write("/home/alice/openssl.cnf", "nonsense", owner="alice")
     done = login.node.run(
-        f"strace -f -e trace=openat,connect,setsockopt {INSTALLED}/libexec/ssh.real -F ~/.job/ssh_config -i ~/.job/ed25519 127.0.0.1 true",
+        f"strace -f -e trace=openat,connect,setsockopt {INSTALLED}/libexec/ssh.real "
+        "-F ~/.job/ssh_config -i ~/.job/ed25519 127.0.0.1 true",
         "alice",
         env={"OPENSSL_CONF": "/home/alice/openssl.cnf"},
         check=True,
