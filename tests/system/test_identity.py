@@ -184,7 +184,7 @@ PLANNED = {
     "/": "own", "/proc": "own", "/etc": "own",
     "/dev": "node", "/dev/pts": "node", "/dev/shm": "node", "/dev/mqueue": "node", "/dev/hugepages": "node",
     "/sys": "node", "/sys/fs/cgroup": "node", "/tmp": "node", "/var/tmp": "node", "/home": "site", "/mnt": "volume",
-    PREFIX: "own",
+    PREFIX: "own", "/opt/udiImage": "own",
 }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def test_every_mount_is_one_of_the_plan(node: Node) -> None:
         words = mount.options.split(",")
         assert "nosuid" in words, mount
         assert "nodev" in words or mount.target.startswith("/dev"), mount
-        if mount.fstype == "squashfs" or mount.target in ("/", "/etc", "/sys"):
+        if mount.fstype == "squashfs" or mount.target in ("/", "/etc", "/sys", "/opt/udiImage"):
             assert "ro" in words, mount
         if mount.target not in of_image and not mount.target.startswith(("/sys/fs/cgroup/", "/dev/")):
             assert mount.target in PLANNED, mount
