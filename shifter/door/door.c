@@ -343,9 +343,6 @@ static int find_udi(int run, const struct document *request, const struct caller
 #define UNNAMED_JOB "_" /* shifter/request.py */
 #define MAX_JOBS 256
 
-/* What batch systems call the id of a job in the environment of its processes; the first is what setupRoot's user may set. */
-static const char *const JOB_VARIABLES[] = {"SHIFTER_JOB_ID", "SLURM_JOB_ID", "PBS_JOBID"};
-
 static bool contains(const struct list *list, const char *item)
 {
     for (size_t i = 0; i < list->count; i++)
@@ -355,13 +352,12 @@ static bool contains(const struct list *list, const char *item)
 }
 
 /*
- * Find the job that the caller is in, among those of this user that have a UDI here: the one of the environment, else the
- * one without an id, else the only one. NULL: none, or more than one (in ALL). Privileged.
+ * Find the job that the caller is in, among those of this user that have a UDI here: one of HINTS, else the one without
+ * an id, else the only one if there are no hints. NULL: none, or more than one (in ALL). Privileged.
  */
-static const char *choose_job(int run, const struct caller *caller, struct list *all)
+static const char *choose_job(int run, const struct caller *caller, const struct list *hints, struct list *all)
 {
     char path[64];
-    bool named = false;
     snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
     int list = openat(run, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     DIR *entries = list < 0 ? NULL : fdopendir(list);
@@ -371,17 +367,12 @@ static const char *choose_job(int run, const struct caller *caller, struct list 
             list_add(all, need(strdup(entry->d_name + 4)));
     if (entries)
         closedir(entries);
-    for (size_t i = 0; i < sizeof JOB_VARIABLES / sizeof *JOB_VARIABLES; i++) {
-        const char *id = getenv(JOB_VARIABLES[i]);
-        if (!id || !*id)
-            continue;
-        named = true;
-        if (contains(all, id))
-            return id;
-    }
+    for (size_t i = 0; i < hints->count; i++)
+        if (contains(all, hints->items[i]))
+            return hints->items[i];
     if (contains(all, UNNAMED_JOB))
         return UNNAMED_JOB;
-    return !named && all->count == 1 ? all->items[0] : NULL;
+    return hints->count == 0 && all->count == 1 ? all->items[0] : NULL;
 }
 
 /* True if the fields KEY of both documents are the same, in number and order. */
@@ -610,7 +601,7 @@ static int look_up(struct launch *launch, int run)
     struct invocation *asked = launch->asked;
     struct list jobs = {0};
     const char *difference = NULL;
-    asked->job = choose_job(run, launch->caller, &jobs);
+    asked->job = choose_job(run, launch->caller, &asked->job_hints, &jobs);
     int file = document_open(&launch->site, run, "site", "site");
     bool named = asked->image && *asked->image, resolved = false;
     if (file >= 0 && watches_hold(&launch->site)) {

@@ -41,7 +41,7 @@ struct source {
 struct invocation {
     char **command; /* NULL-terminated */
     const char *image, *request_text, *entrypoint, *workdir, *env_file;
-    struct list volumes, modules, env;
+    struct list volumes, modules, env, job_hints; /* job_hints: the ids that the environment says the caller's job has */
     const char *job; /* not asked for, but found by the door: the job that the caller is in */
     bool image_given, volumes_given, modules_given; /* by an option, not by the caller's environment */
     bool entrypoint_given, workdir_given, clearenv, verbose;

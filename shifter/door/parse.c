@@ -154,6 +154,9 @@ static const char *variable(const char *name)
     return value && *value ? value : NULL;
 }
 
+/* What batch systems call the id of a job in the environment of its processes; the first is for who has none of these. */
+static const char *const JOB_VARIABLES[] = {"SHIFTER_JOB_ID", "SLURM_JOB_ID", "PBS_JOBID"};
+
 void read_command_line(struct invocation *asked, int argc, char **argv)
 {
     const char *type = variable("SHIFTER_IMAGETYPE"), *image = variable("SHIFTER_IMAGE"), *value;
@@ -169,6 +172,9 @@ void read_command_line(struct invocation *asked, int argc, char **argv)
         list_add(&asked->volumes, value);
     if ((value = variable("SHIFTER_MODULE")))
         list_add(&asked->modules, value);
+    for (size_t i = 0; i < sizeof JOB_VARIABLES / sizeof *JOB_VARIABLES; i++)
+        if ((value = getenv(JOB_VARIABLES[i])) && *value)
+            list_add(&asked->job_hints, value);
     argv = split_interpreter_line(&argc, argv);
     parse_options(asked, argc, argv, false);
     asked->command = argv + parse_options(asked, argc, argv, true);

@@ -8,6 +8,7 @@ import time
 from shifter import _build, fields
 from shifter.errors import BuildError
 from shifter.jobs.job import Job
+from shifter.linux import drop
 
 LOCK, ANSWER = 4, 3
 """Descriptors of the builder (shifter/builder.py)."""
@@ -31,8 +32,8 @@ def request(job: Job, namespace: int) -> bytes:
     return fields.encode(content)
 
 
-def build(job: Job, namespace: int, lock: int, timeout: float) -> str:
-    """Run the builder and return the name of the UDI's directory. *lock*: the descriptor of the user's lock, held.
+def build(job: Job, namespace: int, lock: int, timeout: float) -> None:
+    """Run the builder until the UDI is there. *lock*: the descriptor of the user's lock, held.
 
     Raises BuildError with the builder's own line.
     """
@@ -45,15 +46,9 @@ def build(job: Job, namespace: int, lock: int, timeout: float) -> str:
             os.setsid()
             os.chdir("/")
             os.umask(0o022)
-            for source, target in (
-                (request_read, 0),
-                (log_write, 1),
-                (log_write, 2),
-                (answer_write, ANSWER),
-                (lock, LOCK),
-            ):
-                os.dup2(os.dup(source) if source < 5 else source, target)
-            os.closerange(5, 4096)
+            source, log, answer, lock = drop.keep_only(request_read, log_write, answer_write, lock)
+            for fd, target in ((source, 0), (log, 1), (log, 2), (answer, ANSWER), (lock, LOCK)):
+                os.dup2(fd, target)
             for number in range(1, signal.NSIG):
                 if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
                     signal.signal(number, signal.SIG_DFL)
@@ -67,15 +62,15 @@ def build(job: Job, namespace: int, lock: int, timeout: float) -> str:
     try:
         os.write(request_write, request(job, namespace))
         os.close(request_write)
-        return _answer(answer_read, log_read, timeout)
+        _wait(answer_read, log_read, timeout)
     finally:
         os.close(answer_read)
         os.close(log_read)
         os.waitpid(child, 0)
 
 
-def _answer(answer: int, log: int, timeout: float) -> str:
-    """Read the builder's fields until the last one."""
+def _wait(answer: int, log: int, timeout: float) -> None:
+    """Read the builder's fields until the last one. Raises BuildError unless that is ``ok``."""
     data, step = b"", "starting"
     deadline = time.monotonic() + timeout + 5  # its own alarm comes first
     while select.select([answer], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -88,8 +83,10 @@ def _answer(answer: int, log: int, timeout: float) -> str:
             key, _, value = item.decode("utf-8", "surrogateescape").partition("=")
             if key == "error":
                 raise BuildError(value)
-            if key in ("ok", "again"):
-                return value
+            if key == "again":
+                raise BuildError("somebody unmounted /run/shifter meanwhile: try again")
+            if key == "ok":
+                return
             step = value.partition(":")[2]
     said = os.read(log, 65536).decode("utf-8", "replace").strip() if select.select([log], [], [], 0)[0] else ""
     last = said.splitlines()[-1] if said else "it took longer than udiBuildTimeout, or somebody killed it"

@@ -1,5 +1,6 @@
 """One job, as a prolog describes it; no workload manager is known here."""
 
+import hashlib
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -40,9 +41,8 @@ class Job:
         return "".join(f"{name}\n" * tasks for name, tasks in self.nodes).encode("ascii")
 
     def identity(self) -> list[tuple[str, str]]:
-        """Return what makes two set-ups the same one."""
-        return [
-            ("uid", str(self.uid)),
+        """Return what makes two set-ups the same one: bounded, however many nodes and keys there are."""
+        request = [
             ("gid", str(self.gid)),
             ("groups", ",".join(map(str, self.groups))),
             ("restart", str(self.restart)),
@@ -53,6 +53,8 @@ class Job:
             ("sshd", str(int(self.sshd))),
             *(("authorized", key.decode("ascii")) for key in self.authorized),
         ]
+        digest = hashlib.sha256(repr(request).encode("utf-8")).hexdigest()
+        return [("uid", str(self.uid)), ("restart", str(self.restart)), ("digest", digest)]
 
 
 def parse_ident(text: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from shifter.errors import FormatError
-from shifter.linux import syscalls
+from shifter.linux import paths, syscalls
 
 PATIENCE = 10.0
 """Seconds until what is still alive (in an uninterruptible call, or another user's) is reported as left."""
@@ -43,12 +43,11 @@ def roots_of_job(ident: str) -> dict[str, int]:
 
 def _marker(pid: str) -> dict[str, object]:
     """Return /var/shifterConfig.json of the UDI that a process has as its root. Raises OSError, ValueError, FormatError."""
-    with open(f"/proc/{pid}/mountinfo", "rb") as table:
-        # The mount table first: to look at a root on a user's dead file system would never end.
-        if not any(line.split(b" ")[4] == b"/" and line.split(b" ")[-3:-1] == [b"tmpfs", b"udi"] for line in table):
-            raise FormatError("not in a UDI")
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # What it is mounted as, before anything is looked for in it: on a user's dead file system that would never end.
+        if paths.mount_entry(root, pid)[-3:-1] != [b"tmpfs", b"udi"]:
+            raise FormatError("not in a UDI")
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
         fd = syscalls.openat2(root, "var/shifterConfig.json", os.O_RDONLY | os.O_NONBLOCK, resolve)
     finally:

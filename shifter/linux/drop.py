@@ -4,10 +4,14 @@ With `_ctypes` and not python-prctl: that one has no capset(2) of a whole set an
 compiler and libcap where it is installed, and these are five calls.
 """
 
+import fcntl
 import posix
 
 from shifter.errors import ShifterError
 from shifter.linux import syscalls
+
+LAST_DESCRIPTOR = 1 << 20
+"""More than a process can have by Linux' default of fs.nr_open."""
 
 
 class DropError(ShifterError):
@@ -34,6 +38,20 @@ def become(uid: int, gid: int, groups: "tuple[int, ...]") -> None:
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     _verify(uid, gid, wanted)
+
+
+def keep_only(*kept: int) -> "list[int]":
+    """Close every descriptor above 2 but *kept*; return the numbers, all of them at least 10, that these have afterwards.
+
+    A child that hangs would hold locks and pipes of ours: who waits for the end of setupRoot's output would wait for it.
+    They are close-on-exec.
+    """
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in kept]
+    first = 3
+    for fd in [*sorted(moved), LAST_DESCRIPTOR]:
+        posix.closerange(first, fd)
+        first = fd + 1
+    return moved
 
 
 def _bounding() -> "list[int]":

@@ -61,6 +61,10 @@ class Identity:
             raise BuildError("the builder could not take its own identity back")
 
 
+ROOT = Identity(0, 0)
+"""Ourselves: nothing changes."""
+
+
 def current() -> "tuple[int, int]":
     """Return the (fsuid, fsgid) in force; an invalid argument changes nothing (setfsuid(2))."""
     return syscalls.setfsuid(-1), syscalls.setfsgid(-1)

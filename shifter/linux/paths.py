@@ -69,6 +69,31 @@ def open_trusted(path: str, owners: "tuple[int, ...]" = (0,), flags: int = posix
             posix.close(fd)
 
 
+def read(path: str) -> bytes:
+    """Return all of a file; for those of procfs, which have no size. Raises OSError."""
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        data = bytearray()
+        while block := posix.read(fd, 65536):
+            data += block
+        return bytes(data)
+    finally:
+        posix.close(fd)
+
+
+def mount_entry(fd: int, process: str = "self") -> "list[bytes]":
+    """Return the fields of the mount that *fd* is on, from the mount table of *process*, [] if it has no such mount.
+
+    Source: proc(5), /proc/PID/mountinfo and /proc/PID/fdinfo. Raises OSError.
+    """
+    (mount,) = (line.split()[1] for line in read(f"/proc/self/fdinfo/{fd}").splitlines() if line.startswith(b"mnt_id:"))
+    # Not splitlines(): a carriage return can be part of a user's name.
+    for line in read(f"/proc/{process}/mountinfo").split(b"\n"):
+        if line.startswith(mount + b" "):
+            return line.split(b" ")
+    return []
+
+
 def _check(status: "posix.stat_result", here: str, owners: "tuple[int, ...]") -> None:
     if status.st_uid not in owners:
         raise ConfigError(f"{here} belongs to uid {status.st_uid}; it must belong to {_names(owners)}")

@@ -127,8 +127,6 @@ def refuse_taken_port(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address, port))
-            except PermissionError:
-                raise
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise PortInUse(
@@ -158,7 +156,7 @@ def _enter(namespace: int, account: Account) -> None:
     """In a child: join the UDI, become the user for good, keep nothing of ours."""
     syscalls.setns(namespace)
     os.chdir("/")
-    os.closerange(3, 4096)
+    drop.keep_only()
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)

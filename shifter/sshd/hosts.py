@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import time
 
 TIME_LIMIT = 10.0
 """Seconds that the name service may take; then only names are known, which is what ssh is called with."""
@@ -45,7 +46,8 @@ def _resolve(wanted: list[str]) -> dict[str, list[str]]:
     os.close(write)
     data = b""
     with open(read, "rb", buffering=0) as answer:
-        while select.select([answer], [], [], TIME_LIMIT)[0]:
+        deadline = time.monotonic() + TIME_LIMIT
+        while select.select([answer], [], [], max(0.0, deadline - time.monotonic()))[0]:
             block = answer.read(65536)
             if not block:
                 break

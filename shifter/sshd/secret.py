@@ -21,7 +21,6 @@ limit: a home on a dead server holds that child, which is killed and left, and n
 """
 
 import errno
-import fcntl
 import os
 import select
 import signal
@@ -294,7 +293,10 @@ def _child(account: Account, work: Callable[[Account], bytes], what: str, write:
     """Become the user, do *work*, tell the result. Never returns: what is above us on the stack is root's."""
     status = 70
     try:
-        write = _close_others(write)
+        (write,) = drop.keep_only(write)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
         os.setsid()  # no signal of a terminal ends it half-way
         os.umask(0o077)
         os.chdir("/")
@@ -315,20 +317,6 @@ def _child(account: Account, work: Callable[[Account], bytes], what: str, write:
         status = 0
     finally:
         os._exit(status)
-
-
-def _close_others(keep: int) -> int:
-    """Close every descriptor but *keep*, of which a copy is returned; 0 to 2 become /dev/null.
-
-    A child that hangs would hold locks and pipes of ours: who waits for the end of setupRoot's output would wait for it.
-    """
-    keep = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, 10)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.closerange(3, keep)
-    os.closerange(keep + 1, 1 << 20)
-    return keep
 
 
 def _answer(fd: int, time_limit: float) -> bytes | None:

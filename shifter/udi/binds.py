@@ -10,7 +10,7 @@ import posix
 from shifter import volumes
 from shifter.errors import BuildError
 from shifter.linux import paths, syscalls
-from shifter.linux.identity import Identity
+from shifter.linux.identity import ROOT, Identity
 from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
 from shifter.udi.plan import Operation
 
@@ -20,8 +20,6 @@ if MYPY:
 
 MAX_LINKS = 40
 """Symbolic links to nothing that are followed on the way to a mount point; as many as the kernel follows."""
-
-ROOT = Identity(0, 0)
 
 
 class Bind(Operation):
@@ -129,6 +127,7 @@ class MountPoints(Operation):
         self.binds = binds
         self.reserved = reserved
         """Where directories of the node are mounted already."""
+        self._paths = {bind.path for bind in binds}
 
     def text(self) -> str:
         return f"mount points, where they are missing: {self.path}"
@@ -144,7 +143,6 @@ class MountPoints(Operation):
                         targets.add(bind.path)
                         if not _exists(assembly, bind):
                             missing.append((bind, *nearest(assembly, bind.path)))
-        self._paths = {bind.path for bind in self.binds}
         for bind, parent, rest in missing:
             self.reason = bind.reason  # what a failure is blamed on
             self._make(assembly, bind, parent, rest, covers)

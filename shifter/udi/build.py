@@ -14,7 +14,7 @@ from shifter.config import KEYS, Config
 from shifter.errors import AccessError, BuildError, ImageError
 from shifter.images import meta, reference, store
 from shifter.linux import paths, syscalls
-from shifter.linux.identity import Identity
+from shifter.linux.identity import ROOT, Identity
 from shifter.request import Request
 from shifter.udi import binds, etc, image_mounts, pins, plan, records
 from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
@@ -119,7 +119,7 @@ class Builder:
         image_root = self._image_root(where, image_tree)
 
         self.step("putting the UDI together")
-        reader = self.user if self.local >= 0 else owner if image_tree >= 0 else Identity(0, 0)
+        reader = self.user if self.local >= 0 else owner if image_tree >= 0 else ROOT
         assembly = Assembly(procfs, image_root, reader, image_recursive=self.local >= 0)
         self.sources.refuse_absent(assembly)
         plan.execute(operations, assembly, self.step if self.request.show else None)

@@ -11,7 +11,7 @@ from typing import TextIO
 from shifter import config as configuration
 from shifter import fields
 from shifter.errors import AccessError, FormatError, ShifterError
-from shifter.linux import syscalls
+from shifter.linux import paths, syscalls
 from shifter.udi import image_mounts, pins, reap, records
 
 
@@ -47,13 +47,11 @@ class _FileSystem:
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            with open(f"/proc/self/fdinfo/{fd}") as info:
-                mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-            with _table("/proc/self/mountinfo") as table:
-                self.device = next(line.split(" ", 3)[2] for line in table if line.split(" ", 1)[0] == mount)
+            mount = paths.mount_entry(fd)
+            if not mount:
+                raise ShifterError(f"{path}: it is on no mount of this namespace")
+            self.device = mount[2].decode("ascii")
             self.prefix = f"{os.fstat(fd).st_dev:x}-"
-        except StopIteration:
-            raise ShifterError(f"{path}: it is on no mount of this namespace") from None
         finally:
             os.close(fd)
 

@@ -162,23 +162,9 @@ def _is_our_mount() -> bool:
         run = posix.open(RUN, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     except OSError:
         return False
-    info = [line.split() for line in _read(f"/proc/self/fdinfo/{run}").splitlines()]
+    words = paths.mount_entry(run)
     posix.close(run)
-    mount = next(words[1] for words in info if words[0] == b"mnt_id:")
-    for line in _read("/proc/self/mountinfo").split(b"\n"):  # a carriage return can be part of a user's name
-        words = line.split(b" ")
-        if words[0] == mount:
-            return words[4] == RUN.encode("ascii") and words[-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]
-    return False
-
-
-def _read(path: str) -> bytes:
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    data = bytearray()
-    while block := posix.read(fd, 65536):
-        data += block
-    posix.close(fd)
-    return bytes(data)
+    return words[4:5] == [RUN.encode("ascii")] and words[-3:-1] == [b"tmpfs", _SOURCE.encode("ascii")]
 
 
 def _make_store_namespace(run: int) -> None:
@@ -294,7 +280,7 @@ def read_files(directory: str) -> "dict[str, tuple[bytes, int, int]]":
     found = {}
     for name in posix.listdir(directory):
         status = posix.stat(f"{directory}/{name}", follow_symlinks=False)
-        found[name] = (_read(f"{directory}/{name}"), status.st_mode & 0o777, status.st_uid)
+        found[name] = (paths.read(f"{directory}/{name}"), status.st_mode & 0o777, status.st_uid)
     return found
 
 

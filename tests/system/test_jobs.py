@@ -8,6 +8,7 @@ import pytest
 
 from tests.images import Tree
 from tests.node import PREFIX, Node
+from tests.security.fuse import LOOKUP, UserFuse
 
 SETUP, UNSETUP = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot"
 
@@ -222,3 +223,58 @@ def test_wiped_while_a_job_runs(tiny_node: Node) -> None:
     tiny_node.run("umount /run/shifter/udi/5001/job.5/ns /run/shifter/store; umount -l /run/shifter", check=True)
     assert unsetup(tiny_node, "--job", "5").returncode == 0
     assert "no image" in tiny_node.shifter("true").stderr
+
+
+def test_ten_thousand_nodes(tiny_node: Node) -> None:
+    """What a set-up was made of is remembered in a document that holds 64 KiB; the names alone are more."""
+    names = [f"node{number:05}" for number in range(10_000)]
+    tiny_node.write("/tmp/nodes", "".join(f"{name}/2\n" for name in names))
+    for verdict in ("set up in", "was set up already"):
+        done = setup(tiny_node, "--job", "5", "--no-sshd", "--nodes", "/tmp/nodes", "-V")
+        assert (done.returncode, done.stderr) == (0, "") and verdict in done.stdout, done
+    assert works(tiny_node, "cat", "/var/hostsfile").split() == [name for name in names for _ in range(2)]
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+def test_port_that_somebody_has(tiny_node: Node) -> None:
+    """No sshd for that job, said so; the job runs."""
+    script = "import socket, time; s = socket.create_server(('', 1204)); print('ready', flush=True); time.sleep(1000)"
+    server = tiny_node.popen(["/usr/bin/python3", "-c", script], "bob")
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    done = setup(tiny_node, "--job", "5")
+    assert done.returncode == 0 and done.stderr.startswith("setupRoot: no sshd: port 1204 is in use"), done
+    assert works(tiny_node, "id", "-un") == "alice\n"
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+    server.kill()
+    server.communicate()
+
+
+def test_home_that_cannot_be_read(tiny_node: Node) -> None:
+    """No secret to derive keys from: the job runs without an sshd, and one line says what a site can do about it."""
+    tiny_node.run("chown root: /home/alice && chmod 700 /home/alice", check=True)
+    done = setup(tiny_node, "--job", "5")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith("setupRoot: no sshd: ") and "sshSecretFile" in done.stderr
+    assert works(tiny_node, "--workdir=/", "id", "-un") == "alice\n"
+    assert tiny_node.listeners() == []
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+    tiny_node.run("chown alice: /home/alice", check=True)
+
+
+def test_root_that_a_user_mounted_over_does_not_stop_unsetup(tiny_node: Node) -> None:
+    """A FUSE file system that does not answer as the root of a process, above a tmpfs that is called as a UDI's is."""
+    fuse = UserFuse({LOOKUP: 0})
+    tiny_node.mkdir("/srv/trap")
+    try:
+        tiny_node.mount("udi", "/srv/trap", "tmpfs")
+        tiny_node.mount("fuse", "/srv/trap", "fuse", 6, fuse.options(5001))
+        entered = "import os, time; os.chroot('/srv/trap'); print('ready', flush=True); time.sleep(1000)"
+        trapped = tiny_node.popen(["/usr/bin/python3", "-c", entered])
+        assert trapped.stdout is not None and trapped.stdout.readline() == "ready\n"
+        assert setup(tiny_node, "--job", "5", "--no-sshd").returncode == 0
+        assert unsetup(tiny_node, "--job", "5").returncode == 0
+        assert LOOKUP not in fuse.asked
+        trapped.kill()
+        trapped.communicate()
+    finally:
+        fuse.end()

@@ -19,6 +19,7 @@ import pytest
 from tests import node as nodes
 from tests.images import Tree
 from tests.node import CONF, IMAGES, PREFIX, Node, User
+from tests.security.circumstances import builders
 
 RUN = "/run/shifter"
 Done = subprocess.CompletedProcess[str]
@@ -326,16 +327,6 @@ def test_launches_while_a_reaper_runs(tiny_node: Node, counts: dict[str, int]) -
 
 
 wait_for = functools.partial(nodes.wait_for, pause=0.0005)  # for moments of builders that live for ten milliseconds
-
-
-def builders(node: Node) -> list[int]:
-    """PIDs of builders, as the host counts. Costs half a millisecond: they live for ten."""
-    found = []
-    for word in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
-        with contextlib.suppress(OSError):
-            if b"builder.pyc" in Path(f"/proc/{word}/cmdline").read_bytes():
-                found.append(int(word))
-    return found
 
 
 class HeldImage:
