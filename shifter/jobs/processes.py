@@ -35,14 +35,18 @@ def roots_of_job(ident: str) -> dict[str, int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, KeyError, FormatError):
-                marker = _marker(name)
+                root, marker = _marker(name)
                 if marker.get("job") == ident:
-                    found[_device(f"/proc/{name}/root")] = pwd.getpwnam(str(marker["user"])).pw_uid
+                    found[root] = pwd.getpwnam(str(marker["user"])).pw_uid
     return found
 
 
-def _marker(pid: str) -> dict[str, object]:
-    """Return /var/shifterConfig.json of the UDI that a process has as its root. Raises OSError, ValueError, FormatError."""
+def _marker(pid: str) -> tuple[str, dict[str, object]]:
+    """Return the root of the UDI that a process is in, and /var/shifterConfig.json of it.
+
+    The number of the process can be another one's at every moment, so all is read of one opened root.
+    Raises OSError, ValueError, FormatError.
+    """
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # What it is mounted as, before anything is looked for in it: on a user's dead file system that would never end.
@@ -50,6 +54,7 @@ def _marker(pid: str) -> dict[str, object]:
             raise FormatError("not in a UDI")
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
         fd = syscalls.openat2(root, "var/shifterConfig.json", os.O_RDONLY | os.O_NONBLOCK, resolve)
+        device = str(os.fstat(root).st_dev)
     finally:
         os.close(root)
     with open(fd, "rb") as file:
@@ -59,7 +64,7 @@ def _marker(pid: str) -> dict[str, object]:
         marker = json.loads(file.read(1 << 20))
     if not isinstance(marker, dict):
         raise FormatError("no marker")
-    return marker
+    return device, marker
 
 
 def end(roots: set[str], uid: int) -> list[str]:
@@ -117,11 +122,11 @@ def _open(pid: int, roots: set[str], stack: contextlib.ExitStack) -> int | None:
     return fd if any(_device(f"/proc/{pid}/{link}") in roots for link in ("root", "cwd")) else None
 
 
-def _device(path: str) -> str:
+def _device(path: str) -> str | None:
     try:
         return str(syscalls.device_number(path))
     except OSError:
-        return ""  # it ended, or is a zombie
+        return None  # it ended, or is a zombie
 
 
 def _owner(pid: int) -> int:

@@ -139,6 +139,19 @@ STUBBORN = {
 }
 
 
+def test_zombies_are_not_left_of_a_job(tiny_node: Node) -> None:
+    """A process that ended while it was looked at had made every zombie one of the job's processes, for ten seconds."""
+    assert setup(tiny_node, "--job", "5", "--no-sshd").returncode == 0
+    churn = "while :; do sh -c : & done"
+    running = tiny_node.popen([f"{PREFIX}/bin/shifter", "sh", "-c", churn], "alice")
+    zombie = tiny_node.popen(["sh", "-c", "kill -KILL $$"], "alice")  # nobody waits for it
+    while not json.loads(tiny_node.shifterctl("ps", "--json").stdout)[0]["pids"]:
+        time.sleep(0.02)
+    done = unsetup(tiny_node, "--job", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (running.wait(10), zombie.wait(10)) == (-9, -9)
+
+
 @pytest.mark.parametrize("kind", STUBBORN)
 def test_everything_ends_with_the_job(tiny_node: Node, kind: str) -> None:
     assert setup(tiny_node, "--job", "5", "-v", "/tmp:/mnt").returncode == 0
