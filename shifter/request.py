@@ -20,12 +20,14 @@ _JOB_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 class Request:
     """A validated request. ``ref`` is the image as the user named it; ``once`` is set when the UDI must not be shared.
 
-    ``job``: the job that the UDI belongs to, "" for none; ``setup``: it is the job's own one, made by setupRoot.
+    ``job``: the job that the UDI belongs to, "" for none. ``setup``: it is the job's own one, made by setupRoot; ``check``:
+    that one is there, and the image's metadata has to be looked at again.
     ``show``: "steps" for a door that prints each operation, "plan" for one that wants only that, else "".
     """
 
     __slots__ = (
         "build",
+        "check",
         "gid",
         "groups",
         "job",
@@ -48,6 +50,7 @@ class Request:
         self.once = ""
         self.job = ""
         self.setup = False
+        self.check = False
         self.ref = ref
         self.volumes: list[str] = []
         self.modules: list[str] = []
@@ -120,9 +123,10 @@ def decode(data: bytes) -> Request:
     while peek("module"):
         request.modules.append(_printable(take("module"), "module"))
     if peek("setup"):
-        request.setup = take("setup") == "1"
-        if not request.setup or not request.job:
-            raise FormatError("setup is not 1, or without a job")
+        what = take("setup")
+        request.setup, request.check = what == "1", what == "check"
+        if not (request.setup or request.check) or not request.job:
+            raise FormatError("setup is neither 1 nor check, or without a job")
     if peek("show"):
         request.show = take("show")
         if request.show not in ("steps", "plan"):

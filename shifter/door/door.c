@@ -392,10 +392,12 @@ static bool same_fields(const struct document *one, const struct document *other
     }
 }
 
+static const char OUTDATED[] = "metadata";
+
 /*
  * Return the namespace of the job's own UDI, if it is what the caller asks for, else -1. It is fixed for the life of the
- * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named. DIFFERENCE
- * becomes what is not the same. Privileged.
+ * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named; without one,
+ * volumes and modules are compared only if there are any. DIFFERENCE becomes what is not the same; OUTDATED: the builder has to read the image's metadata again. Privileged.
  */
 static int find_job_udi(int run, const struct document *request, const struct caller *caller, const char *job, const char *image,
                         const char **difference, struct document *record)
@@ -409,11 +411,11 @@ static int find_job_udi(int run, const struct document *request, const struct ca
         for (size_t i = 0; i < 3; i++)
             if (!same_fields(request, record, fixed[i]))
                 *difference = fixed[i];
-        for (size_t i = 0; image && i < 3; i++)
-            if (!same_fields(request, record, asked[i]))
+        for (size_t i = 0; i < 3; i++)
+            if ((image || (i > 0 && field_first(request, asked[i]))) && !same_fields(request, record, asked[i]))
                 *difference = asked[i];
         if (!*difference && !watches_hold(record))
-            die("the metadata of the image of job %s was changed, perhaps its access list: name the image, for a UDI of your own (--image)", job);
+            *difference = OUTDATED;
         if (!*difference)
             namespace = open_pin(directory, file);
         close(file);
@@ -573,6 +575,7 @@ struct launch {
     struct invocation *asked;
     uint64_t started;
     bool plan; /* shifterctl plan: print what would be done, do nothing */
+    bool outdated; /* the UDI of the job, whose record this is, can be entered when its access list has been read again */
     const struct caller *caller;
     uint64_t namespace; /* id of the caller's mount namespace; 0: the kernel has none to give */
     char once[17];      /* random, if the UDI must not be shared */
@@ -590,11 +593,22 @@ static void do_not_share(struct launch *launch)
     snprintf(launch->once, sizeof launch->once, "%016llx", (unsigned long long)random);
 }
 
+/* The image of a UDI, as a user would name it. */
+static const char *image_of(const struct document *record)
+{
+    const char *image = field_first(record, "image");
+    char *name = NULL;
+    if (asprintf(&name, "%s%s", image && strchr(image, ':') ? "" : "id:", image ? image : "") < 0)
+        die("out of memory");
+    return name;
+}
+
 /* Find the UDI that a record promises. Returns its namespace, or -1. */
 static int look_up(struct launch *launch, int run)
 {
     char image[PATH_MAX + 16];
     int namespace = -1;
+    launch->outdated = false;
     if (run < 0)
         return -1;
     raise_privilege();
@@ -613,13 +627,20 @@ static int look_up(struct launch *launch, int run)
     make_request(&launch->request, asked, launch->caller, launch->namespace, launch->once, "image", resolved ? image : "");
     if (asked->job && (resolved || !named))
         namespace = find_job_udi(run, &launch->request, launch->caller, asked->job, resolved ? image : NULL, &difference, &launch->record);
-    if (namespace < 0 && resolved)
+    launch->outdated = difference == OUTDATED;
+    if (namespace < 0 && resolved && !launch->outdated)
         namespace = find_udi(run, &launch->request, launch->caller, &launch->record);
     if (file >= 0)
         close(file);
     drop_temporarily();
+    if (launch->outdated)
+        return -1;
     if (difference && asked->verbose)
         say("the UDI of job %s is another: not the same %s", asked->job, difference);
+    if (namespace < 0 && !named && difference && (strcmp(difference, "volume") == 0 || strcmp(difference, "module") == 0)) {
+        asked->image = image_of(&launch->record); /* with other volumes: that of the job, in a UDI of its own */
+        return look_up(launch, run);
+    }
     if (namespace < 0 && !named && asked->job)
         die("the UDI of job %s was made for another group list, or by another version of Shifter; name an image (--image)", asked->job);
     if (namespace < 0 && !named && jobs.count > 1)
@@ -629,37 +650,40 @@ static int look_up(struct launch *launch, int run)
 
 static _Noreturn void launch_command(struct launch *launch)
 {
-    bool verbose = launch->asked->verbose;
+    const struct invocation *asked = launch->asked;
     for (int attempt = 0, answer = -1; attempt < TRIES; attempt++) {
         raise_privilege();
         int run = open_run();
         drop_temporarily();
         int namespace = launch->plan ? -1 : look_up(launch, run), lock = -1;
-        bool possible = launch->asked->image && *launch->asked->image;
+        bool possible = launch->outdated || (asked->image && *asked->image);
         if (namespace < 0 && possible && (lock = take_lock(run, launch->caller)) >= 0 && !launch->plan) {
             namespace = look_up(launch, run); /* another door may have had it built while this one waited */
             if (namespace >= 0)
                 flock(lock, LOCK_UN);
         }
         if (namespace >= 0) {
-            if (verbose)
+            if (asked->verbose)
                 say("%6.1f ms  entering the UDI of %s, built %s", (double)(nanoseconds() - launch->started) / 1e6, field_first(&launch->record, "image"), attempt ? "now" : "before");
             close(run);
             if (lock >= 0)
                 close(lock);
             if (answer >= 0)
                 close(answer);
-            enter(namespace, launch->asked, launch->caller, &launch->record);
+            enter(namespace, asked, launch->caller, &launch->record);
         }
-        if (!launch->asked->image || !*launch->asked->image)
+        if (!launch->outdated && (!asked->image || !*asked->image))
             show_usage("usage", "no image: use --image=TYPE:TAG, or set SHIFTER_IMAGE");
-        make_request(&launch->request, launch->asked, launch->caller, launch->namespace, launch->once, "ref", launch->asked->image);
-        if (launch->plan || verbose)
+        const char *image = launch->outdated ? image_of(&launch->record) : asked->image;
+        make_request(&launch->request, asked, launch->caller, launch->namespace, launch->once, "ref", image);
+        if (launch->outdated)
+            field_add(&launch->request, "setup", "check");
+        if (launch->plan || asked->verbose)
             field_add(&launch->request, "show", launch->plan ? "plan" : "steps");
         field_add(&launch->request, "end", "request");
         if (answer >= 0)
             close(answer);
-        answer = run_builder(&launch->request, lock, verbose, launch->started);
+        answer = run_builder(&launch->request, lock, asked->verbose, launch->started);
         if (run >= 0)
             close(run);
     }

@@ -273,12 +273,28 @@ class Builder:
         )
         return (plan.json_object(list(values)) + "\n").encode("utf-8", "surrogateescape")
 
+    def renew_job_record(self) -> None:
+        """Say in the record of the job's UDI that the image's metadata, as it is now, lets this user in (resolve_image).
+
+        Called at home, with the user's lock held. Raises AccessError if the job has no UDI, or one of another image.
+        """
+        record = records.read(f"{pins.UDIS}/{self.request.uid}/{pins.JOB_UDI}{self.request.job}")
+        if record is None or record.get("image") != self.image_name:
+            raise AccessError(f"job {self.request.job} has no UDI of {self.image_name} here")
+        content = [field for field in record.values if field[0] != "watch"]
+        content += [records.watch_field(watch) for watch in self._access_watches()]
+        pins.write_file(f"{record.directory}/record", fields.encode([*content, ("end", "record")]))
+
+    def _access_watches(self) -> "list[Watch]":
+        """Return the files that say who may use the image."""
+        return [watch for watch in self.host.watches if watch[1].endswith(".meta")]
+
     def _publish(self, namespace: int, root_device: int, shell: str) -> str:
         """Pin *namespace* and write the record. Called at home, with the user's lock held."""
         content = self.request.canonical(self.image_name)
         if self.request.setup:  # fixed for the life of the job: only the access list counts
             content += [("setup", "1")]
-            content += [records.watch_field(watch) for watch in self.host.watches if watch[1].endswith(".meta")]
+            content += [records.watch_field(watch) for watch in self._access_watches()]
         else:
             watches: list[Watch] = [(0, path, status) for path, status in self.config.files] + self.host.watches
             content += [records.watch_field(watch) for watch in watches + self.sources.watches]

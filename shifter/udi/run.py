@@ -79,7 +79,12 @@ def _run(asked: request.Request, settings: config.Config, lock: int) -> None:
         builder.resolve_image()
     finally:
         _refresh_site(settings, builder.store, home, here)
-    if settings.udiIdleTime == 0 and not asked.once and asked.show != "plan":
+    if asked.check:
+        syscalls.setns(home)
+        builder.renew_job_record()
+        _answer("ok", asked.job)
+        return
+    if settings.udiIdleTime == 0 and not asked.once and not asked.setup and asked.show != "plan":
         _answer("again", "")  # the door knows it from the new site file, and asks for a UDI that is not shared
         return
     operations = builder.prepare()

@@ -219,15 +219,32 @@ def test_only_root(tiny_node: Node) -> None:
         assert done.returncode == 1 and "only root" in done.stderr
 
 
-def test_access_list_that_changed(node: Node, image: Tree) -> None:
+def test_metadata_that_changed(node: Node, image: Tree) -> None:
+    """The access list of the image counts for every launch of the job; any other change of its metadata does no harm."""
     ident = node.add_image("docker:closed:1", image, user_acl=[5001])
     assert setup(node, "--job", "5", image="closed:1").returncode == 0
+    namespace = works(node, "readlink", "/proc/self/ns/mnt")
+    node.write(f"/images/{ident}.meta", "FORMAT: squashfs\nUSERACL: 5001,5003\n")
+    for args in ([], ["--image=closed:1"], ["--volume=/tmp:/mnt"]):
+        assert (works(node, *args, "readlink", "/proc/self/ns/mnt") == namespace) is not bool(args and "volume" in args[0])
     node.write(f"/images/{ident}.meta", "FORMAT: squashfs\nUSERACL: 5003\n")
-    done = node.shifter("true")
-    assert done.returncode == 125 and "perhaps its access list" in done.stderr
+    for args in ([], ["--image=closed:1"]):
+        done = node.shifter(*args, "true")
+        assert done.returncode == 125 and "its ACL names neither you" in done.stderr, done
     assert unsetup(node, "--job", "5").returncode == 0
     done = setup(node, "--job", "5", image="closed:1")
     assert done.returncode == 1
+
+
+def test_where_nothing_is_shared(node: Node, image: Tree) -> None:
+    """udiIdleTime=0 is about UDIs that are built on demand: a job's UDI is there all the same, and entered."""
+    node.conf(udiIdleTime=0)
+    node.add_image("docker:tiny:1", image)
+    assert setup(node, "--job", "5").returncode == 0
+    namespace = works(node, "readlink", "/proc/self/ns/mnt")
+    assert works(node, "--image=tiny:1", "readlink", "/proc/self/ns/mnt") == namespace
+    assert udis(node) == ["job.5"]
+    assert unsetup(node, "--job", "5").returncode == 0
 
 
 def test_wiped_while_a_job_runs(tiny_node: Node) -> None:
