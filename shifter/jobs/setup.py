@@ -9,7 +9,7 @@ from shifter.jobs import builder, processes, state
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
 from shifter.request import UNNAMED_JOB
-from shifter.sshd import SshError, daemon
+from shifter.sshd import SshError, daemon, hosts
 from shifter.udi import inventory, pins, records
 
 
@@ -37,11 +37,15 @@ def set_up(job: Job, say: Callable[[str], None]) -> bool:
             try:
                 os.makedirs(f"{directory}/{state.SETUP}", 0o700, exist_ok=True)
                 pins.write_file(f"{directory}/{state.SETUP}/hostsfile", job.hostsfile())
+                names = [name for name, _ in job.nodes]
+                addresses = hosts.resolve(names)
+                pins.write_file(f"{directory}/{state.SETUP}/hosts", hosts.etc_hosts(names, addresses))
+                sshd = None
                 try:
-                    sshd = daemon.Sshd.prepare(job, settings, f"{directory}/{state.SETUP}", say) if job.sshd else None
+                    if job.sshd:
+                        sshd = daemon.Sshd.prepare(job, settings, f"{directory}/{state.SETUP}", addresses, say)
                 except SshError as error:
                     say(f"no sshd: {error.chain()}")
-                    sshd = None
                 _build_udi(job, settings, home)
                 pins.remove(f"{directory}/{state.SETUP}")
                 if sshd:

@@ -37,8 +37,13 @@ class Sshd:
         self.certificate = certificate
 
     @classmethod
-    def prepare(cls, job: Job, settings: Config, directory: str, say: Callable[[str], None]) -> "Sshd":
-        """Write the keys and configuration files of *job* into *directory*, as ``etc.NAME``. Raises SshError."""
+    def prepare(
+        cls, job: Job, settings: Config, directory: str, addresses: dict[str, list[str]], say: Callable[[str], None]
+    ) -> "Sshd":
+        """Write the keys and configuration files of *job* into *directory*, as ``etc.NAME``. Raises SshError.
+
+        *addresses*: of the job's nodes, by name (hosts.resolve).
+        """
         templates = Path(settings.udiImagePath or f"{_build.PREFIX}/libexec/shifter/opt/udiImage") / "etc"
         port = job_port(job.ident, settings.sshdPort)
         refuse_taken_port(port)
@@ -46,7 +51,7 @@ class Sshd:
         masters = (
             secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else [secret.user_secret(account)]
         )
-        own, everybody = hosts.names([name for name, _ in job.nodes])
+        own, everybody = hosts.names([name for name, _ in job.nodes], addresses)
         legacy = secret.legacy_key(account)
         authorized = [*(trust.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
         files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, authorized)

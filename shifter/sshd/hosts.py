@@ -11,14 +11,16 @@ TIME_LIMIT = 10.0
 """Seconds that the name service may take; then only names are known, which is what ssh is called with."""
 
 
-def names(nodes: list[str]) -> tuple[list[str], list[str]]:
-    """Return (names and addresses of this node, those of all nodes). The first goes into its host certificate."""
+def names(nodes: list[str], addresses: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+    """Return (names and addresses of this node, those of all nodes). The first goes into its host certificate.
+
+    *addresses*: what `resolve` found.
+    """
     here = os.uname().nodename
     short = here.partition(".")[0]
     own = {here, short, "localhost", "127.0.0.1", "::1"}
     own |= {node for node in nodes if node.partition(".")[0].lower() == short.lower()}
     everybody = {*own, *nodes, *(node.partition(".")[0] for node in nodes)}
-    addresses = _resolve(sorted({*nodes, here}))
     for name, found in addresses.items():
         everybody.update(found)
         if name in own:
@@ -26,8 +28,23 @@ def names(nodes: list[str]) -> tuple[list[str], list[str]]:
     return sorted(own), sorted(everybody)
 
 
-def _resolve(wanted: list[str]) -> dict[str, list[str]]:
-    """Return the addresses of *wanted*, as far as the name service answers in time: a child asks it."""
+def etc_hosts(nodes: list[str], addresses: dict[str, list[str]]) -> bytes:
+    """Return the lines that a UDI's /etc/hosts has for the nodes of its job, after those of the node's own file.
+
+    So names are known inside that come from a name service which an image has no library for (NIS, LDAP, systemd).
+    """
+    lines = []
+    for node in nodes:
+        short = node.partition(".")[0]
+        for address in addresses.get(node, []):
+            if address != node:
+                lines.append(f"{address} {node}" + (f" {short}" if short != node else ""))
+    return "".join(line + "\n" for line in lines).encode("ascii")
+
+
+def resolve(nodes: list[str]) -> dict[str, list[str]]:
+    """Return the addresses of *nodes* and of this node, as far as the name service answers in time: a child asks it."""
+    wanted = sorted({*nodes, os.uname().nodename})
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -94,7 +94,8 @@ class Builder:
         udi_image = self.sources.udi_image()
         self.devpts = self._devpts_mode()
         self.udi_image = udi_image is not None
-        files = etc.EtcFiles(self.config, self.request, self.host, self.account)
+        nodes = self.given["hosts"][0] if self.request.setup else b""
+        files = etc.EtcFiles(self.config, self.request, self.host, self.account, nodes)
         self.settings = self._settings()
         return [self._image_operation(), *self._operations(system, udi_image, site, users, files), *self.settings]
 

@@ -27,10 +27,10 @@ NSSWITCH = "\n".join(
 class EtcFiles:
     """The generated files, collected in the caller's mount namespace, where the name service and the node's files are.
 
-    Raises BuildError when the node lacks what it must have.
+    *nodes*: the lines of hosts(5) for the nodes of a job. Raises BuildError when the node lacks what it must have.
     """
 
-    def __init__(self, config: "Config", request: "Request", host: Host, account: Account) -> None:
+    def __init__(self, config: "Config", request: "Request", host: Host, account: Account, nodes: bytes) -> None:
         self._account = account
         self._passwd = ["root:x:0:0:root:/root:/sbin/nologin"]
         for entry in imported_accounts(config.usersToImport):
@@ -59,6 +59,8 @@ class EtcFiles:
         ]
         for name in ("hosts", "resolv.conf", "localtime", "machine-id"):
             data = host.read(f"/etc/{name}")
+            if name == "hosts" and nodes:
+                data = (data or b"") + b"\n# The nodes of the job.\n" + nodes
             if data is not None:
                 self._files.append((name, data, 0o644))
 

@@ -21,6 +21,16 @@ def inside(node: Node, *command: str, user: str = "alice") -> str:
     return done.stdout
 
 
+def test_names_of_the_nodes_are_in_etc_hosts(nodes: Cluster, image: Tree) -> None:
+    """Whatever name service the node has: inside there is only what stands in files, and DNS."""
+    nodes.add_image("docker:tiny:1", image)
+    here = nodes[0]
+    setup(here, "--job", "17", "--no-sshd")
+    lines = inside(here, "cat", "/etc/hosts").partition("# The nodes of the job.\n")[2].splitlines()
+    assert lines == [f"{address} {name}" for name, address in nodes.addresses.items()]
+    assert here.run([UNSETUP, "--job", "17"]).returncode == 0
+
+
 def test_ssh_from_node_to_node(nodes: Cluster, image: Tree) -> None:
     nodes.add_image("docker:tiny:1", image)
     for node in nodes:
