@@ -81,6 +81,8 @@ class Sshd:
             except SshError as error:
                 lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
+            started = Path(f"/proc/{child}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+            pins.write_file(f"{directory}/sshd", f"{child} {started}\n".encode())
         finally:
             os.close(namespace)
             os.close(log)
