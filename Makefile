@@ -97,7 +97,7 @@ build/python-deps/.stamp: pyproject.toml tools/requirements.py | $(VPY)
 
 # --- build -----------------------------------------------------------------------------------------------------------
 .PHONY: build FORCE
-build: build/shifter build/udi-client build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
+build: build/shifter build/udi-client build/udi-shell build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
 
 FORCE:
 # Both are written only when their content changes.
@@ -122,8 +122,8 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 	@umask 022; gcc $(WARNINGS) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Ibuild -Ishifter/door -o $@ $(DOOR_SRC)
 
-# ssh, scp and sftp of udiImage: which program does the work. No privilege.
-build/udi-client: udiImage/client.c Makefile
+# Of udiImage: who does the work of ssh, scp and sftp, and the shell of images that have none. No privilege.
+build/udi-client build/udi-shell: build/udi-%: udiImage/%.c Makefile
 	@umask 022; musl-gcc $(WARNINGS) -O2 -fstack-protector-strong -static -no-pie -Wl,-z,relro,-z,now,-z,noexecstack -o $@.new $<
 	@strip --strip-unneeded $@.new; mv -f $@.new $@
 

@@ -49,14 +49,21 @@ PROGRAMS = {
 ONLY_NEWER = ("sshd-session", "sshd-auth")
 CLIENT = Path("build/udi-client")
 CLIENTS = ("ssh", "scp", "sftp")
-"""In bin they are the program that decides who does the work (udiImage/client.c); the real ones are libexec/NAME.real."""
+"""In bin they are the program that decides who does the work (udiImage/client.c); the real ones are libexec/NAME.real.
+
+image/NAME is an empty file, on which the builder mounts an image's own program, where ours covers that.
+"""
+SHELL = Path("build/udi-shell")
+SERVERS = ("sshd", "sshd-session", "sshd-auth")
+"""What udiImage/session.c is linked into."""
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/udiImage/bin"
 
 CONFIGURE = [
     "--prefix=/opt/udiImage",
     "--sysconfdir=/opt/udiImage/etc",
     "--libexecdir=/opt/udiImage/libexec",
     "--with-privsep-path=/var/empty",
-    "--with-default-path=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/udiImage/bin",
+    f"--with-default-path={DEFAULT_PATH}",
     "--with-pid-dir=/run",
     # What would need something that is not there: libraries, services, files of root's.
     "--without-pam",
@@ -83,6 +90,7 @@ CONFIGURE = [
 # configure adds what the compiler has of -ftrapv, -fzero-call-used-regs, -ftrivial-auto-var-init, FORTIFY and others.
 CFLAGS = "-O2 -g0 -fstack-protector-strong"
 WRAP = "-Wl,--wrap=connect,--wrap=accept"
+WRAP_SERVER = "-Wl,--wrap=execve,--wrap=execv"
 HARDEN = "-Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code"
 
 MODERN = "chacha20-poly1305@openssh.com,aes256-ctr,aes192-ctr,aes128-ctr"
@@ -131,9 +139,9 @@ def build() -> None:
     dsc = source(HERE / "source")
     what = {
         "source": sha256(dsc),
-        "recipe": [sha256(RECIPE / f"{name}.c") for name in tools.objects],
+        "recipe": [sha256(RECIPE / f"{name}.c") for name in (*tools.objects, "session")],
         "configure": tools.configure,
-        "flags": [tools.cflags, tools.link],
+        "flags": [tools.cflags, tools.link, WRAP_SERVER],
         "programs": PROGRAMS,
         "compiler": tools.version,
         "archives": [sha256(archive) for archive in tools.archives],
@@ -173,18 +181,21 @@ def _compile(tools: Toolchain, dsc: Path, work: Path, log: Any) -> None:
     # Patches touch configure.ac, but only for options that are not used here: no need for autoconf.
     (work / "openssh/configure").touch()
     link = [tools.compiler, *tools.link.split()]
-    for name in tools.objects:
-        _run(log, tools.compiler, *tools.cflags.split(), "-c", "-o", str(work / f"{name}.o"), str(RECIPE / f"{name}.c"))
-        link.append(f"../{name}.o")
+    for name in (*tools.objects, "session"):
+        flags = [*tools.cflags.split(), f'-DDEFAULT_PATH="{DEFAULT_PATH}"']
+        _run(log, tools.compiler, *flags, "-c", "-o", str(work / f"{name}.o"), str(RECIPE / f"{name}.c"))
+    link += [f"../{name}.o" for name in tools.objects]
     revision = dsc.stem.rpartition("-")[2]
-    flags = f'{tools.cflags} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
-    _run(log, "./configure", *tools.configure, f"CC={tools.compiler}", f"CFLAGS={flags}", cwd=work / "openssh")
+    cflags = f'{tools.cflags} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
+    _run(log, "./configure", *tools.configure, f"CC={tools.compiler}", f"CFLAGS={cflags}", cwd=work / "openssh")
     makefile = (work / "openssh/Makefile").read_text()
     programs = [
         name for name in PROGRAMS if name not in ONLY_NEWER or re.search(rf"^{name}\$\(EXEEXT\):", makefile, re.M)
     ]
     jobs = len(os.sched_getaffinity(0))
-    _run(log, "make", f"-j{jobs}", f"LD={shlex.join(link)}", *programs, cwd=work / "openssh")
+    server = [*link, WRAP_SERVER, "../session.o"]
+    for linker, wanted in ((server, set(programs) & set(SERVERS)), (link, set(programs) - set(SERVERS))):
+        _run(log, "make", f"-j{jobs}", f"LD={shlex.join(linker)}", *sorted(wanted), cwd=work / "openssh")
 
 
 def _describe(tools: Toolchain, dsc: Path, work: Path) -> dict[str, Any]:
@@ -238,6 +249,11 @@ def install(target: Path) -> None:
             data = CLIENT.read_bytes()
             manifest["programs"][name] = hashlib.sha256(data).hexdigest()
         _put(target / name, data, 0o755)
+    shell = SHELL.read_bytes()
+    _put(target / "libexec/shell", shell, 0o755)
+    manifest["programs"]["libexec/shell"] = hashlib.sha256(shell).hexdigest()
+    for name in CLIENTS:
+        _put(target / "image" / name, b"", 0o644)
     for name in set(old.get("programs", {})) - set(manifest["programs"]):
         (target / name).unlink(missing_ok=True)
     manifest["templates"] = {}
@@ -267,6 +283,8 @@ def uninstall(target: Path) -> None:
             path.unlink(missing_ok=True)
     for name in TEMPLATES:
         (target / "etc" / f"{name}.new").unlink(missing_ok=True)
+    for name in CLIENTS:
+        (target / "image" / name).unlink(missing_ok=True)
     (target / "manifest.json").unlink()
 
 

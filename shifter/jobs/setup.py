@@ -49,7 +49,7 @@ def set_up(job: Job, say: Callable[[str], None]) -> bool:
                 _build_udi(job, settings, home)
                 pins.remove(f"{directory}/{state.SETUP}")
                 if sshd:
-                    sshd.start(f"{pins.UDIS}/{job.uid}/{pins.JOB_UDI}{job.ident}/ns", directory)
+                    sshd.start(job.ident, directory)
                 state.write(directory, job)
             except BaseException:
                 _take_down(job.ident, directory)

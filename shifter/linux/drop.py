@@ -1,4 +1,4 @@
-"""Becoming a user for good: groups, ids, capabilities, no_new_privs, all read back. For a child that was just forked.
+"""Becoming a user: groups, ids, capabilities, no_new_privs, all read back. For a child that was just forked.
 
 With `_ctypes` and not python-prctl: that one has no capset(2) of a whole set and no read-back in one place, needs a
 compiler and libcap where it is installed, and these are five calls.
@@ -27,17 +27,38 @@ def become(uid: int, gid: int, groups: "tuple[int, ...]") -> None:
     """
     if uid <= 0 or gid <= 0:
         raise DropError(f"uid {uid}, gid {gid}: nothing is run for uid 0 or gid 0")
-    wanted = sorted({group for group in groups if group > 0})
     for capability in _bounding():
         syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    log_in(uid, gid, groups)
+    _verify(
+        uid,
+        ("bounding set", _bounding(), []),
+        ("no_new_privs", syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS, 0), 1),
+    )
+
+
+def log_in(uid: int, gid: int, groups: "tuple[int, ...]") -> None:
+    """As `become`, but as a login does it: setuid programs still work. For who executes `shifter`, which takes the rest."""
+    if uid <= 0 or gid <= 0:
+        raise DropError(f"uid {uid}, gid {gid}: nothing is run for uid 0 or gid 0")
+    wanted = sorted({group for group in groups if group > 0})
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
     posix.setgroups(wanted)
     posix.setresgid(gid, gid, gid)
     posix.setresuid(uid, uid, uid)
     syscalls.capset_none()
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    _verify(uid, gid, wanted)
+    # Ambient capabilities are a subset of the permitted ones (capabilities(7)), so they need no look of their own.
+    _verify(
+        uid,
+        ("user ids", posix.getresuid(), (uid, uid, uid)),
+        ("group ids", posix.getresgid(), (gid, gid, gid)),
+        ("groups", sorted(set(posix.getgroups()) - {gid}), sorted(set(wanted) - {gid})),
+        ("fsuid", syscalls.setfsuid(-1), uid),
+        ("fsgid", syscalls.setfsgid(-1), gid),
+        ("capabilities", syscalls.capget(), (0, 0, 0)),
+    )
 
 
 def keep_only(*kept: int) -> "list[int]":
@@ -66,21 +87,8 @@ def _bounding() -> "list[int]":
     return found
 
 
-def _verify(uid: int, gid: int, groups: "list[int]") -> None:
-    """Raise DropError unless the kernel says the same of this process as was asked for.
-
-    Ambient capabilities are a subset of the permitted ones (capabilities(7)), so they need no look of their own.
-    """
-    held: "tuple[tuple[str, object, object], ...]" = (
-        ("user ids", posix.getresuid(), (uid, uid, uid)),
-        ("group ids", posix.getresgid(), (gid, gid, gid)),
-        ("groups", sorted(set(posix.getgroups()) - {gid}), sorted(set(groups) - {gid})),
-        ("fsuid", syscalls.setfsuid(-1), uid),
-        ("fsgid", syscalls.setfsgid(-1), gid),
-        ("capabilities", syscalls.capget(), (0, 0, 0)),
-        ("bounding set", _bounding(), []),
-        ("no_new_privs", syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS, 0), 1),
-    )
+def _verify(uid: int, *held: "tuple[str, object, object]") -> None:
+    """Raise DropError unless the kernel says of each thing what was asked for: (name, what it is, what it must be)."""
     for what, have, want in held:
         if have != want:
             raise DropError(f"could not become uid {uid}: {what} are {have}, not {want}")

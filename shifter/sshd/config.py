@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from shifter.sshd import SshError
 from shifter.sshd.trust import ETC, canonical_address, node_names
 
-SFTP_SERVER = "/opt/udiImage/libexec/sftp-server"
+SFTP_SERVER = "internal-sftp"
+"""In sshd itself: scp and sftp need no shell of the image, and nothing that a user's shell prints at its start breaks them."""
 SERVER_FILE = "sshd_config"
 CLIENT_FILE = "ssh_config.nodes"
 NODES = "nodes"
@@ -50,7 +51,7 @@ _SERVER_WITHOUT = """
     HostKeyAgent Include RDomain UseLogin
 """
 # 64 logins at once are an ordinary mpiexec; by OpenSSH's own defaults a third of them is dropped.
-_SERVER_DEFAULTS = (("X11Forwarding", "no"), ("MaxStartups", "512:30:1024"), ("MaxSessions", "512"))
+_SERVER_DEFAULTS = (("X11Forwarding", "no"), ("MaxStartups", "512:30:1024"), ("MaxSessions", "512"), ("PermitUserRC", "no"))
 _CLIENT_WITHOUT = "CertificateFile GSSAPIKeyExchange HostKeyAlias Hostname Include PKCS11Provider RemoteCommand User"
 
 

@@ -70,21 +70,19 @@ class Sshd:
             _write(f"{directory}/etc.{file.name}", file)
         return cls(account, port, next(file.data for file in files if file.name.endswith("-cert.pub")))
 
-    def start(self, pin: str, directory: str) -> None:
-        """Start it in the UDI *pin*, with its log in *directory*, and wait until it answers. Raises SshError."""
-        namespace = pins.open_namespace(pin)
+    def start(self, ident: str, directory: str) -> None:
+        """Start it in the UDI of the job *ident*, with its log in *directory*; wait until it answers. Raises SshError."""
         log = _open_log(f"{directory}/log")
         try:
-            child = start(namespace, self.account, log)
+            child = start(ident, self.account, log)
             try:
-                wait_until_ready(child, namespace, self.account, self.port, self.certificate)
+                wait_until_ready(child, ident, self.account, self.port, self.certificate)
             except SshError as error:
                 lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
             started = Path(f"/proc/{child}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
             pins.write_file(f"{directory}/sshd", f"{child} {started}\n".encode())
         finally:
-            os.close(namespace)
             os.close(log)
 
 
@@ -141,36 +139,61 @@ def refuse_taken_port(port: int) -> None:
                     ) from None
 
 
-def start(namespace: int, account: Account, log: int) -> int:
-    """Start sshd in the UDI *namespace* as the user, its messages going to *log*; return its PID."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            null = os.open("/dev/null", os.O_RDWR)
-            for fd, target in ((null, 0), (null, 1), (log, 2)):
-                os.dup2(fd, target)
-            _enter(namespace, account)
-            os.execve(SSHD, [SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config"], {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"})
-        except BaseException as error:
-            os.write(2, f"{SSHD}: {error}\n".encode())
-        finally:
-            os._exit(127)
-    return child
+def start(ident: str, account: Account, log: int) -> int:
+    """Start sshd in the UDI of the job *ident* as the user, its messages going to *log*; return its PID.
+
+    By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and there
+    is no second way in. It becomes the sshd, whose PID is known.
+    """
+    words = _in_udi(SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config")
+    null = subprocess.DEVNULL
+    try:
+        child = subprocess.Popen(
+            words,
+            stdin=null,
+            stdout=null,
+            stderr=log,
+            cwd="/",
+            env=_environment(ident),
+            start_new_session=True,
+            preexec_fn=lambda: _enter(account),
+        )
+    except OSError as error:
+        raise SshError(describe(error)) from None
+    return child.pid
 
 
-def _enter(namespace: int, account: Account) -> None:
-    """In a child: join the UDI, become the user for good, keep nothing of ours."""
-    syscalls.setns(namespace)
-    os.chdir("/")
-    drop.keep_only()
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    os.umask(0o022)
-    drop.become(account.uid, account.gid, account.groups)
+def _in_udi(*words: str) -> list[str]:
+    """Return the command that executes *words* in the UDI of a job, with nothing of the caller's environment."""
+    return [f"{_build.PREFIX}/bin/shifter", "--clearenv", *words]
 
 
-def wait_until_ready(pid: int, namespace: int, account: Account, port: int, certificate: bytes) -> None:
+def _environment(ident: str) -> dict[str, str]:
+    """Return all that `shifter` needs to find the job's UDI; `--clearenv` keeps it out of the UDI."""
+    return {"SHIFTER_JOB_ID": ident}
+
+
+def _enter(account: Account) -> None:
+    """In a child that executes `shifter` next: become the user, and keep nothing of the prolog's but its limits.
+
+    Not more: `shifter` is setuid root. It joins the UDI and drops the rest, as in every launch.
+    """
+    try:
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.umask(0o022)
+        # A workload manager's daemon may be spared by the OOM killer; what the user runs must not be.
+        spared = Path("/proc/self/oom_score_adj")
+        if int(spared.read_text()) < 0:
+            spared.write_text("0")
+        drop.log_in(account.uid, account.gid, account.groups)
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode())
+        os._exit(127)
+
+
+def wait_until_ready(pid: int, ident: str, account: Account, port: int, certificate: bytes) -> None:
     """Wait until the sshd *pid* answers on *port* with *certificate*. Raises SshError that says why it does not."""
     deadline = time.monotonic() + TIME_LIMIT
     pause = 0.002
@@ -178,7 +201,7 @@ def wait_until_ready(pid: int, namespace: int, account: Account, port: int, cert
         if os.waitpid(pid, os.WNOHANG)[0]:
             raise SshError("sshd ended at once")
         if _listens(port):
-            found = _scan(namespace, account, port)
+            found = _scan(ident, account, port)
             if certificate.split()[1] in found.split():
                 return
             if found:
@@ -194,13 +217,14 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _scan(namespace: int, account: Account, port: int) -> bytes:
+def _scan(ident: str, account: Account, port: int) -> bytes:
     """Return what ssh-keyscan says of the host certificates on *port*; it runs in the UDI, as the user."""
     done = subprocess.run(
-        [KEYSCAN, "-c", "-T", "5", "-p", str(port), "127.0.0.1"],
-        preexec_fn=lambda: _enter(namespace, account),
+        _in_udi(KEYSCAN, "-c", "-T", "5", "-p", str(port), "127.0.0.1"),
+        cwd="/",
+        env=_environment(ident),
+        preexec_fn=lambda: _enter(account),
         capture_output=True,
-        env={"PATH": "/usr/bin:/bin"},
         check=False,
     )
     return done.stdout

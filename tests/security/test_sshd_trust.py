@@ -58,7 +58,6 @@ def prepare(node: Node, masters: Sequence[bytes] = (SITE,), job: Job = JOB, auth
     for name in ("ssh", "scp", "sftp"):
         node.write(f"/opt/udiImage/bin/{name}", wrapper, 0o755)
         node.write(f"/opt/udiImage/libexec/{name}.real", Path(f"/usr/bin/{name}").read_bytes(), 0o755)
-    node.write(config.SFTP_SERVER, Path("/usr/lib/openssh/sftp-server").read_bytes(), 0o755)
     put(node, trust.files(job, masters, NAMES, authorized))
     server, _ = config.server_config(SERVER, config.Server("alice", 1204, ["127.0.0.1"]))
     client, _ = config.client_config(CLIENT, 1204)

@@ -23,7 +23,7 @@ def test_what_a_site_changes_is_kept() -> None:
 
 
 def test_warnings_name_the_line_that_is_overruled() -> None:
-    template = b"PermitRootLogin no\nPermitRootLogin Yes\nListenAddress ::\nInclude x\nSubsystem sftp internal-sftp\n"
+    template = b"PermitRootLogin no\nPermitRootLogin Yes\nListenAddress ::\nInclude x\nSubsystem sftp /bin/server\n"
     template += b"\x1b[2Jx\nMatch all\nPort 1"
     _, warnings = config.server_config(template, SERVER, "/udi/sshd_config")
     assert warnings == [
