@@ -16,7 +16,7 @@
 #ifndef DEFAULT_PATH
 #define DEFAULT_PATH "/usr/bin:/bin:/usr/sbin:/sbin" /* --with-default-path, OpenSSH's own default */
 #endif
-#define LOGIN_PATH "SHIFTER_LOGIN_PATH" /* shifter/udi/etc.py: PROFILE */
+#define LOGIN_PATH "SHIFTER_LOGIN_PATH" /* shifter/udi/session.py: PROFILE */
 
 extern char **environ;
 
@@ -72,7 +72,7 @@ static char *const *merge(char *const *session, bool login)
 		if (!find(merged, *variable)) /* the rest of merged is NULL */
 			merged[used++] = *variable;
 	/* /etc/profile of many images sets PATH anew: a file of ours in profile.d takes it from here. */
-	char *path = login ? find(merged, "PATH=") : NULL;
+	char *path = login && access("/etc/profile", R_OK) == 0 ? find(merged, "PATH=") : NULL;
 	if (path) {
 		size_t size = strlen(path) + sizeof LOGIN_PATH;
 		char *saved = malloc(size);

@@ -24,6 +24,11 @@ def is_directory(mode: int) -> bool:
     return mode & S_IFMT == S_IFDIR
 
 
+def is_program(mode: int) -> bool:
+    """True if *mode* (st_mode) is that of a regular file which somebody may execute."""
+    return mode & S_IFMT == S_IFREG and mode & 0o111 != 0
+
+
 def open_trusted(path: str, owners: "tuple[int, ...]" = (0,), flags: int = posix.O_RDONLY) -> int:
     """Open the absolute *path* and return the descriptor, if nobody but *owners* could have changed what is there.
 

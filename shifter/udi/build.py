@@ -16,7 +16,7 @@ from shifter.images import meta, reference, store
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import ROOT, Identity
 from shifter.request import Request
-from shifter.udi import binds, etc, image_mounts, pins, plan, records
+from shifter.udi import binds, etc, image_mounts, pins, plan, records, session
 from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
 from shifter.udi.host import TTY_GID, Account, Host, Watch, open_procfs
 from shifter.udi.sources import Sources
@@ -164,17 +164,18 @@ class Builder:
         return tree
 
     def _shell(self, assembly: Assembly) -> str:
-        """Return the user's login shell if the image has it, else /bin/sh."""
-        if self.account.shell.startswith("/"):
-            try:
-                fd = assembly.open_image(self.account.shell, syscalls.O_PATH)
-            except OSError:
-                return "/bin/sh"
-            mode = posix.fstat(fd).st_mode
-            posix.close(fd)
-            if mode & 0o111 and mode & paths.S_IFMT == paths.S_IFREG:
-                return self.account.shell
-        return "/bin/sh"
+        """Return the user's login shell if the image has it, else /bin/sh, else what says that there is none."""
+        for shell in (self.account.shell, "/bin/sh"):
+            if shell.startswith("/"):
+                try:
+                    fd = assembly.open_image(shell, syscalls.O_PATH)
+                except OSError:
+                    continue
+                found = paths.is_program(posix.fstat(fd).st_mode)
+                posix.close(fd)
+                if found:
+                    return shell
+        return session.NO_SHELL if self.udi_image else "/bin/sh"
 
     def _image_operation(self) -> plan.Image:
         """Return what says which image it is, and where it lies on the node."""
@@ -218,6 +219,7 @@ class Builder:
         own += [plan.Directory("/var/spool", ours), plan.Directory("/var/empty", ours, 0o700)]
         own += [plan.Directory("/tmp", ours), plan.Directory("/var/tmp", ours)]
         shifter = self.sources.own_opt()
+        sshd = udi_image is not None and any(name.startswith("etc.") for name in self.given)
         operations: list[plan.Operation] = [
             *own,
             plan.Symlink("/var/run", "/run", ours),
@@ -227,7 +229,7 @@ class Builder:
             plan.Directory("/opt", ours),
             *([plan.Directory("/opt/" + shifter, ours)] if shifter else []),
             plan.ImageDirectory("/opt", ("udiImage", shifter), image),
-            plan.Etc(files, [("mtab", "/proc/mounts")], self._shell, ours),
+            plan.Etc(files, [("mtab", "/proc/mounts")], ["profile.d"] if sshd else [], self._shell, ours),
             *system,
             *self._udi_image(udi_image),
             plan.NewMount("/proc", "proc", self._proc_options(), ROOT_ATTRIBUTES | syscalls.MOUNT_ATTR_NOEXEC, ours),
@@ -243,8 +245,11 @@ class Builder:
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if self.request.setup:
             operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"][0], "setupRoot -N"))
+        taken = {"/proc", *(bind.path for bind in system)}
         if site or users:
-            operations.append(binds.MountPoints([*site, *users], {"/proc", *(bind.path for bind in system)}))
+            operations.append(binds.MountPoints([*site, *users], taken))
+        if sshd:
+            operations += session.operations(self.meta.env, taken)
         targets = [binds.Targets(users, self.user)] if users else []
         return [*operations, *site, *targets, *users]
 

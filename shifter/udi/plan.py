@@ -136,11 +136,18 @@ class Etc(Operation):
     KIND = "etc"
 
     def __init__(
-        self, files: "EtcFiles", links: "list[tuple[str, str]]", shell: "Callable[[Assembly], str]", reason: str
+        self,
+        files: "EtcFiles",
+        links: "list[tuple[str, str]]",
+        places: "list[str]",
+        shell: "Callable[[Assembly], str]",
+        reason: str,
     ) -> None:
         super().__init__("/etc", reason)
         self.files = files
         self.links = links
+        self.places = places
+        """Directories on which other operations mount something."""
         self.shell = shell
         """Which login shell the user gets depends on what the image has."""
 
@@ -155,7 +162,7 @@ class Etc(Operation):
 
     def execute(self, assembly: Assembly) -> None:
         assembly.make_directory("/etc")
-        layer = assembly.new_layer([])
+        layer = assembly.new_layer([(name, True) for name in self.places])
         for name, data, mode in self.files.files(self.shell(assembly)):
             write_new(assembly.generated, f"{layer}/{name}", data, mode)
         for name, target in self.links:
