@@ -51,7 +51,12 @@ _SERVER_WITHOUT = """
     HostKeyAgent Include RDomain UseLogin
 """
 # 64 logins at once are an ordinary mpiexec; by OpenSSH's own defaults a third of them is dropped.
-_SERVER_DEFAULTS = (("X11Forwarding", "no"), ("MaxStartups", "512:30:1024"), ("MaxSessions", "512"), ("PermitUserRC", "no"))
+_SERVER_DEFAULTS = (
+    ("X11Forwarding", "no"),
+    ("MaxStartups", "512:30:1024"),
+    ("MaxSessions", "512"),
+    ("PermitUserRC", "no"),
+)
 _CLIENT_WITHOUT = "CertificateFile GSSAPIKeyExchange HostKeyAlias Hostname Include PKCS11Provider RemoteCommand User"
 
 

@@ -226,7 +226,9 @@ def test_metadata_that_changed(node: Node, image: Tree) -> None:
     namespace = works(node, "readlink", "/proc/self/ns/mnt")
     node.write(f"/images/{ident}.meta", "FORMAT: squashfs\nUSERACL: 5001,5003\n")
     for args in ([], ["--image=closed:1"], ["--volume=/tmp:/mnt"]):
-        assert (works(node, *args, "readlink", "/proc/self/ns/mnt") == namespace) is not bool(args and "volume" in args[0])
+        assert (works(node, *args, "readlink", "/proc/self/ns/mnt") == namespace) is not bool(
+            args and "volume" in args[0]
+        )
     node.write(f"/images/{ident}.meta", "FORMAT: squashfs\nUSERACL: 5003\n")
     for args in ([], ["--image=closed:1"]):
         done = node.shifter(*args, "true")
