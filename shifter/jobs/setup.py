@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from shifter import _build, config
 from shifter.errors import AccessError, BuildError
-from shifter.jobs import builder, processes, state
+from shifter.jobs import builder, cgroup, processes, state
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
 from shifter.request import UNNAMED_JOB
@@ -49,7 +49,9 @@ def set_up(job: Job, say: Callable[[str], None]) -> bool:
                 _build_udi(job, settings, home)
                 pins.remove(f"{directory}/{state.SETUP}")
                 if sshd:
-                    sshd.start(job.ident, directory)
+                    group = cgroup.propose(job.ident)
+                    state.keep_cgroup(directory, group)
+                    sshd.start(job.ident, directory, cgroup.make(group))
                 state.write(directory, job)
             except BaseException:
                 _take_down(job.ident, directory)
@@ -74,7 +76,7 @@ def take_down(ident: str) -> list[str]:
     """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
     with inventory.Home():
         if not pins.base_ready():
-            return [line for root, uid in processes.roots_of_job(ident).items() for line in processes.end({root}, uid)]
+            return _end(ident, processes.roots_of_job(ident), set())
         with state.locked(ident) as directory:
             left = _take_down(ident, directory)
             pins.remove(directory)
@@ -92,8 +94,7 @@ def _take_down(ident: str, directory: str) -> list[str]:
         except FileNotFoundError:
             pass
     roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
-    for owner in sorted(set(roots.values())):
-        left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
+    left += _end(ident, roots, state.cgroups(directory))
     for record in found:
         left += _holders(record)
         pins.remove_udi(record.directory)
@@ -104,6 +105,17 @@ def _take_down(ident: str, directory: str) -> list[str]:
             pins.remove_udi(debris)
     pins.remove(f"{directory}/{state.SETUP}")
     return left
+
+
+def _end(ident: str, roots: dict[str, int], cgroups: set[str]) -> list[str]:
+    """End all processes of a job: *roots* of its UDIs with their owners, *cgroups* of its sshd. Return what is left."""
+    cgroups = cgroups | cgroup.of_processes(ident, processes.inside(set(roots)))
+    for path in cgroups:
+        cgroup.end(path)
+    left: list[str] = []
+    for owner in sorted(set(roots.values())):
+        left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
+    return left + [f"cgroup {path}" for path in sorted(cgroups) if not cgroup.remove(path)]
 
 
 def _holders(record: records.Record) -> list[str]:

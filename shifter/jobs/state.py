@@ -48,6 +48,20 @@ def read(directory: str) -> list[tuple[str, str]] | None:
         return None
 
 
+def keep_cgroup(directory: str, path: str) -> None:
+    """Remember the cgroup of the job's sshd, before it is made: a set-up can be killed at any point."""
+    pins.write_file(f"{directory}/cgroup", path.encode("utf-8", "surrogateescape"))
+
+
+def cgroups(directory: str) -> set[str]:
+    """Return the cgroups that were remembered."""
+    try:
+        with open(f"{directory}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            return {file.read()} - {""}
+    except OSError:
+        return set()
+
+
 def udis(ident: str) -> list[records.Record]:
     """Return the records of all UDIs of a job: its own, and those that were built on demand inside of it."""
     found = []

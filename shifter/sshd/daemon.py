@@ -13,6 +13,7 @@ from pathlib import Path
 from shifter import _build
 from shifter.config import Config
 from shifter.errors import describe
+from shifter.jobs import cgroup
 from shifter.jobs.job import Job
 from shifter.linux import drop, syscalls
 from shifter.sshd import SshError, config, hosts, secret, trust
@@ -70,11 +71,14 @@ class Sshd:
             _write(f"{directory}/etc.{file.name}", file)
         return cls(account, port, next(file.data for file in files if file.name.endswith("-cert.pub")))
 
-    def start(self, ident: str, directory: str) -> None:
-        """Start it in the UDI of the job *ident*, with its log in *directory*; wait until it answers. Raises SshError."""
+    def start(self, ident: str, directory: str, group: str) -> None:
+        """Start it in the UDI of the job *ident* and the cgroup *group*, with its log in *directory*; wait for its answer.
+
+        Raises SshError.
+        """
         log = _open_log(f"{directory}/log")
         try:
-            child = start(ident, self.account, log)
+            child = start(ident, self.account, log, group)
             try:
                 wait_until_ready(child, ident, self.account, self.port, self.certificate)
             except SshError as error:
@@ -139,7 +143,7 @@ def refuse_taken_port(port: int) -> None:
                     ) from None
 
 
-def start(ident: str, account: Account, log: int) -> int:
+def start(ident: str, account: Account, log: int, group: str) -> int:
     """Start sshd in the UDI of the job *ident* as the user, its messages going to *log*; return its PID.
 
     By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and there
@@ -156,7 +160,7 @@ def start(ident: str, account: Account, log: int) -> int:
             cwd="/",
             env=_environment(ident),
             start_new_session=True,
-            preexec_fn=lambda: _enter(account),
+            preexec_fn=lambda: _enter(account, group),
         )
     except OSError as error:
         raise SshError(describe(error)) from None
@@ -173,7 +177,7 @@ def _environment(ident: str) -> dict[str, str]:
     return {"SHIFTER_JOB_ID": ident}
 
 
-def _enter(account: Account) -> None:
+def _enter(account: Account, group: str = "") -> None:
     """In a child that executes `shifter` next: become the user, and keep nothing of the prolog's but its limits.
 
     Not more: `shifter` is setuid root. It joins the UDI and drops the rest, as in every launch.
@@ -183,6 +187,7 @@ def _enter(account: Account) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o022)
+        cgroup.enter(group)
         # A workload manager's daemon may be spared by the OOM killer; what the user runs must not be.
         spared = Path("/proc/self/oom_score_adj")
         if int(spared.read_text()) < 0:
