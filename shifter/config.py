@@ -12,6 +12,7 @@ path.
 
 import posix
 
+from shifter import limits
 from shifter.errors import ConfigError, describe
 from shifter.linux import paths
 from shifter.suggest import distance
@@ -89,6 +90,8 @@ class Config:
         self.udiImagePath = ""
         self.system = ""
         self.sshdPort = (1204, 1204)
+        self.sshdInterface = ""
+        self.sshdLimits: "list[str]" = []
         self.sshSecretFile = ""
         self.settings: "dict[str, list[Setting]]" = {}
         self.ignored: "list[tuple[str, str]]" = []
@@ -377,6 +380,19 @@ def _users(text: str, setting: Setting) -> "list[str]":
     return users
 
 
+def _interface(text: str, setting: Setting) -> str:
+    if len(text) > 15 or "/" in text or any(char.isspace() or not char.isprintable() for char in text):
+        raise ValueError(f"{show(text)} is not the name of a network interface")
+    return text
+
+
+def _limits(text: str, setting: Setting) -> "list[str]":
+    items = _items(text)
+    for item in items:
+        limits.parse(item)
+    return items
+
+
 def _site_volumes(text: str, setting: Setting) -> "list[SiteMount]":
     return parse_site(text, str(setting))
 
@@ -401,6 +417,8 @@ KEYS: "dict[str, Callable[[str, Setting], object]]" = {
     "udiImagePath": _or_none(_directory),
     "system": _or_none(_word),
     "sshdPort": _ports,
+    "sshdInterface": _or_none(_interface),
+    "sshdLimits": _limits,
     "sshSecretFile": _or_none(_directory),
 }
 """Every key of this version and the parser of its value; an attribute of Config has the default."""

@@ -11,6 +11,8 @@ import click
 from shifter import _build, config
 from shifter.cli import text, udi_image
 from shifter.errors import AccessError, ShifterError, describe
+from shifter.jobs import job as jobs
+from shifter.jobs import state
 from shifter.udi import inventory
 
 
@@ -77,6 +79,18 @@ def plan(as_json: bool, options: tuple[str, ...]) -> None:
         text.write(json.dumps(operations, indent=2) + "\n")
     else:
         text.write("".join(f"{text.escape(step['text'])} ({text.escape(step['reason'])})\n" for step in operations))
+
+
+@cli.command(short_help="Show what the sshd of a job said.")
+@click.option("--job", "ident", metavar="ID", default="", help="The job; without it, the one that has no id.")
+def logs(ident: str) -> None:
+    """Show what the sshd of a job on this node said: who logged in, and why somebody could not.
+
+    Root sees that of every job, a user that of their own.
+    """
+    job = jobs.parse_ident(ident)
+    data = state.log(job) if os.geteuid() == 0 else ask_door("--udi-log", job)
+    text.write("".join(text.escape(line) + "\n" for line in data.decode("utf-8", "surrogateescape").splitlines()))
 
 
 @cli.group("config", invoke_without_command=True)

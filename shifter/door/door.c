@@ -500,10 +500,42 @@ static _Noreturn void enter(int namespace, const struct invocation *asked, const
 
 /* --- main --------------------------------------------------------------------------------------------------------- */
 
-/*
- * shifterctl ps of an ordinary user: "KEY USED" and the record of each UDI that is the caller's. All is read first and
- * written without privilege, since the descriptor is the caller's choice.
- */
+/* Write what is for the caller, all of which was read before, without privilege: the descriptor is the caller's choice. */
+static _Noreturn void print_and_exit(const char *text, size_t size)
+{
+    drop_for_good();
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(1, text + done, size - done);
+        if (written <= 0)
+            die("can't write: %s", strerror(errno));
+        done += (size_t)written;
+    }
+    _exit(0);
+}
+
+#define MAX_LOG (1u << 18) /* shifter/sshd/daemon.py: LOG_SIZE */
+
+/* shifterctl logs of an ordinary user: what the sshd of the job ID said, if that file is the caller's. */
+static _Noreturn void print_log(const struct caller *caller, const char *id)
+{
+    static char text[MAX_LOG];
+    char path[128];
+    struct stat status;
+    if (!job_valid(id))
+        die("'%s' is no id of a job", id);
+    snprintf(path, sizeof path, "jobs/%s/log/sshd", id);
+    raise_privilege();
+    int run = open_run();
+    int log = run < 0 ? -1 : openat(run, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    bool theirs = log >= 0 && fstat(log, &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == caller->uid;
+    ssize_t size = theirs ? read(log, text, sizeof text) : -1;
+    drop_temporarily();
+    if (size < 0)
+        die("job %s: you have no sshd of that job on this node", id);
+    print_and_exit(text, (size_t)size);
+}
+
+/* shifterctl ps of an ordinary user: "KEY USED" and the record of each UDI that is the caller's. */
 static _Noreturn void print_own_records(const struct caller *caller)
 {
     char path[64], uid[16];
@@ -535,14 +567,7 @@ static _Noreturn void print_own_records(const struct caller *caller)
     }
     if (fclose(stream) != 0)
         die("out of memory");
-    drop_for_good();
-    for (size_t done = 0; done < size;) {
-        ssize_t written = write(1, out + done, size - done);
-        if (written <= 0)
-            die("can't write: %s", strerror(errno));
-        done += (size_t)written;
-    }
-    _exit(0);
+    print_and_exit(out, size);
 }
 
 /* Take the user's lock, so that one builder runs and the others wait; -1: there is no base to have a lock in. */
@@ -709,6 +734,8 @@ int main(int argc, char **argv)
         run_without_privilege(argc, argv, &caller);
     if (privileged && argc == 2 && strcmp(argv[1], "--udi-list") == 0)
         print_own_records(&caller);
+    if (privileged && argc == 3 && strcmp(argv[1], "--udi-log") == 0)
+        print_log(&caller, argv[2]);
     if (privileged && argc >= 2 && strcmp(argv[1], "--udi-plan") == 0) {
         launch.plan = true;
         argv[1] = argv[0];

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from shifter import fields
-from shifter.errors import FormatError
+from shifter.errors import AccessError, FormatError
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
 from shifter.udi import inventory, pins, records
@@ -60,6 +60,16 @@ def cgroups(directory: str) -> set[str]:
             return {file.read()} - {""}
     except OSError:
         return set()
+
+
+def log(ident: str) -> bytes:
+    """Return what the sshd of a job said on this node; root only. Raises AccessError if there is none."""
+    with inventory.Home():
+        try:
+            with open(f"{pins.JOBS}/{ident}/log/sshd", "rb") as file:
+                return file.read()
+        except OSError:
+            raise AccessError(f"job {ident}: it has no sshd on this node") from None
 
 
 def udis(ident: str) -> list[records.Record]:

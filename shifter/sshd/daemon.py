@@ -3,20 +3,22 @@
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from shifter import _build
+from shifter import _build, limits
 from shifter.config import Config
 from shifter.errors import describe
 from shifter.jobs import cgroup
 from shifter.jobs.job import Job
 from shifter.linux import drop, syscalls
-from shifter.sshd import SshError, config, hosts, secret, trust
+from shifter.sshd import SshError, config, hosts, interfaces, secret, trust
 from shifter.sshd.secret import Account
 from shifter.sshd.trust import ETC
 from shifter.udi import pins
@@ -29,13 +31,16 @@ LOG_SIZE = "256k"
 """Size of the file system that only holds the log: who connects in a loop fills that, and nothing that others need."""
 
 
+@dataclass(frozen=True)
 class Sshd:
     """The sshd of a job on this node: its files are prepared before the UDI is built, then it is started in that."""
 
-    def __init__(self, account: Account, port: int, certificate: bytes) -> None:
-        self.account = account
-        self.port = port
-        self.certificate = certificate
+    account: Account
+    address: str
+    """At which it is asked whether it answers."""
+    port: int
+    limits: list[str]
+    certificate: bytes
 
     @classmethod
     def prepare(
@@ -47,17 +52,18 @@ class Sshd:
         """
         templates = Path(settings.udiImagePath or f"{_build.PREFIX}/libexec/shifter/opt/udiImage") / "etc"
         port = job_port(job.ident, settings.sshdPort)
-        refuse_taken_port(port)
+        listen = interfaces.addresses(settings.sshdInterface) if settings.sshdInterface else []
+        refuse_taken_port(port, listen)
         account = Account(job.uid, job.gid, job.groups, job.home)
         masters = (
             secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else [secret.user_secret(account)]
         )
-        own, everybody = hosts.names([name for name, _ in job.nodes], addresses)
+        own, everybody = hosts.names([name for name, _ in job.nodes], addresses, listen)
         legacy = secret.legacy_key(account)
         authorized = [*(trust.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
         files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, authorized)
         server, warnings = config.server_config(
-            _template(templates / "sshd_config"), config.Server(job.user, port), f"{templates}/sshd_config"
+            _template(templates / "sshd_config"), config.Server(job.user, port, listen), f"{templates}/sshd_config"
         )
         template = _template(templates / "ssh_config")
         client, more = config.client_config(template, port, f"{templates}/ssh_config")
@@ -69,25 +75,82 @@ class Sshd:
         ]
         for file in files:
             _write(f"{directory}/etc.{file.name}", file)
-        return cls(account, port, next(file.data for file in files if file.name.endswith("-cert.pub")))
+        certificate = next(file.data for file in files if file.name.endswith("-cert.pub"))
+        return cls(account, listen[0] if listen else "127.0.0.1", port, settings.sshdLimits, certificate)
 
     def start(self, ident: str, directory: str, group: str) -> None:
         """Start it in the UDI of the job *ident* and the cgroup *group*, with its log in *directory*; wait for its answer.
 
         Raises SshError.
         """
-        log = _open_log(f"{directory}/log")
+        log = _open_log(f"{directory}/log", self.account.uid)
         try:
-            child = start(ident, self.account, log, group)
+            child = self._start(ident, log, group)
             try:
-                wait_until_ready(child, ident, self.account, self.port, self.certificate)
+                self._wait_until_ready(child, ident)
             except SshError as error:
                 lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
-            started = Path(f"/proc/{child}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-            pins.write_file(f"{directory}/sshd", f"{child} {started}\n".encode())
+            started = Path(f"/proc/{child.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+            pins.write_file(f"{directory}/sshd", f"{child.pid} {started}\n".encode())
         finally:
             os.close(log)
+
+    def _start(self, ident: str, log: int, group: str) -> subprocess.Popen[bytes]:
+        """Start sshd in the UDI of the job *ident* as the user, its messages going to *log*.
+
+        By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and there
+        is no second way in. It becomes the sshd, whose PID is known.
+        """
+        words = _in_udi(SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config")
+        null = subprocess.DEVNULL
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=null,
+                stdout=null,
+                stderr=log,
+                cwd="/",
+                env=_environment(ident),
+                start_new_session=True,
+                preexec_fn=lambda: _enter(self.account, group, self.limits),
+            )
+        except OSError as error:
+            raise SshError(describe(error)) from None
+
+    def _wait_until_ready(self, child: subprocess.Popen[bytes], ident: str) -> None:
+        """Wait until the sshd *child* answers with our host certificate. Raises SshError that says why it does not."""
+        deadline = time.monotonic() + TIME_LIMIT
+        pause = 0.002
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                raise SshError("sshd ended at once")
+            if self._listens():
+                found = self._scan(ident)
+                if self.certificate.split()[1] in found.split():
+                    return
+                if found:
+                    raise SshError(f"on port {self.port} somebody else answers, with another host certificate")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
+        raise SshError(f"sshd did not answer within {TIME_LIMIT:.0f} s")
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), timeout=1):
+            return True
+        return False
+
+    def _scan(self, ident: str) -> bytes:
+        """Return what ssh-keyscan says of the host certificates; it runs in the UDI, as the user."""
+        done = subprocess.run(
+            _in_udi(KEYSCAN, "-c", "-T", "5", "-p", str(self.port), self.address),
+            cwd="/",
+            env=_environment(ident),
+            preexec_fn=lambda: _enter(self.account),
+            capture_output=True,
+            check=False,
+        )
+        return done.stdout
 
 
 def job_port(ident: str, ports: tuple[int, int]) -> int:
@@ -112,8 +175,12 @@ def _write(path: str, file: trust.File) -> None:
         os.fchmod(fd, file.mode)
 
 
-def _open_log(directory: str) -> int:
-    """Return the log, in a small file system of its own."""
+def _rlim(value: int) -> int:
+    return resource.RLIM_INFINITY if value == limits.RLIM_INFINITY else value
+
+
+def _open_log(directory: str, owner: int) -> int:
+    """Return the log, in a small file system of its own. It is *owner*'s to read, by `shifterctl logs`."""
     os.makedirs(directory, 0o700, exist_ok=True)
     mount = syscalls.new_mount(
         "tmpfs", {"source": "shifter", "size": LOG_SIZE, "mode": "700"}, syscalls.MOUNT_ATTR_NOSUID
@@ -122,16 +189,22 @@ def _open_log(directory: str) -> int:
     syscalls.move_mount(mount, target, directory)
     os.close(target)
     os.close(mount)
-    return os.open(f"{directory}/sshd", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    log = os.open(f"{directory}/sshd", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    os.fchown(log, owner, -1)
+    return log
 
 
 class PortInUse(SshError):
     """Somebody else listens on the port of this job."""
 
 
-def refuse_taken_port(port: int) -> None:
-    """Raise PortInUse if the port can't be had: two jobs whose ids fall on the same one, or a program of a user's."""
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - as sshd does
+def refuse_taken_port(port: int, addresses: Sequence[str]) -> None:
+    """Raise PortInUse if the port can't be had: two jobs whose ids fall on the same one, or a program of a user's.
+
+    *addresses*: where it is wanted; none: at every address.
+    """
+    for address in addresses or ("0.0.0.0", "::"):  # noqa: S104 - as sshd does
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -141,30 +214,6 @@ def refuse_taken_port(port: int) -> None:
                     raise PortInUse(
                         f"port {port} is in use: no sshd for this job (sshdPort=FIRST-LAST avoids that)"
                     ) from None
-
-
-def start(ident: str, account: Account, log: int, group: str) -> int:
-    """Start sshd in the UDI of the job *ident* as the user, its messages going to *log*; return its PID.
-
-    By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and there
-    is no second way in. It becomes the sshd, whose PID is known.
-    """
-    words = _in_udi(SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config")
-    null = subprocess.DEVNULL
-    try:
-        child = subprocess.Popen(
-            words,
-            stdin=null,
-            stdout=null,
-            stderr=log,
-            cwd="/",
-            env=_environment(ident),
-            start_new_session=True,
-            preexec_fn=lambda: _enter(account, group),
-        )
-    except OSError as error:
-        raise SshError(describe(error)) from None
-    return child.pid
 
 
 def _in_udi(*words: str) -> list[str]:
@@ -177,7 +226,7 @@ def _environment(ident: str) -> dict[str, str]:
     return {"SHIFTER_JOB_ID": ident}
 
 
-def _enter(account: Account, group: str = "") -> None:
+def _enter(account: Account, group: str = "", limited: Sequence[str] = ()) -> None:
     """In a child that executes `shifter` next: become the user, and keep nothing of the prolog's but its limits.
 
     Not more: `shifter` is setuid root. It joins the UDI and drops the rest, as in every launch.
@@ -188,6 +237,12 @@ def _enter(account: Account, group: str = "") -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o022)
         cgroup.enter(group)
+        for item in limited:
+            try:
+                kind, soft, hard = limits.parse(item)
+                resource.setrlimit(kind, (_rlim(soft), _rlim(hard)))
+            except (OSError, ValueError) as error:
+                raise SshError(f"sshdLimits: {item}: {error}") from None
         # A workload manager's daemon may be spared by the OOM killer; what the user runs must not be.
         spared = Path("/proc/self/oom_score_adj")
         if int(spared.read_text()) < 0:
@@ -196,40 +251,3 @@ def _enter(account: Account, group: str = "") -> None:
     except BaseException as error:
         os.write(2, f"{error}\n".encode())
         os._exit(127)
-
-
-def wait_until_ready(pid: int, ident: str, account: Account, port: int, certificate: bytes) -> None:
-    """Wait until the sshd *pid* answers on *port* with *certificate*. Raises SshError that says why it does not."""
-    deadline = time.monotonic() + TIME_LIMIT
-    pause = 0.002
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            raise SshError("sshd ended at once")
-        if _listens(port):
-            found = _scan(ident, account, port)
-            if certificate.split()[1] in found.split():
-                return
-            if found:
-                raise SshError(f"on port {port} somebody else answers, with another host certificate")
-        time.sleep(pause)
-        pause = min(pause * 2, 0.1)
-    raise SshError(f"sshd did not answer within {TIME_LIMIT:.0f} s")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _scan(ident: str, account: Account, port: int) -> bytes:
-    """Return what ssh-keyscan says of the host certificates on *port*; it runs in the UDI, as the user."""
-    done = subprocess.run(
-        _in_udi(KEYSCAN, "-c", "-T", "5", "-p", str(port), "127.0.0.1"),
-        cwd="/",
-        env=_environment(ident),
-        preexec_fn=lambda: _enter(account),
-        capture_output=True,
-        check=False,
-    )
-    return done.stdout

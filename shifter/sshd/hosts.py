@@ -6,19 +6,20 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 
 TIME_LIMIT = 10.0
 """Seconds that the name service may take; then only names are known, which is what ssh is called with."""
 
 
-def names(nodes: list[str], addresses: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+def names(nodes: list[str], addresses: dict[str, list[str]], listen: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Return (names and addresses of this node, those of all nodes). The first goes into its host certificate.
 
-    *addresses*: what `resolve` found.
+    *addresses*: what `resolve` found; *listen*: further ones of this node.
     """
     here = os.uname().nodename
     short = here.partition(".")[0]
-    own = {here, short, "localhost", "127.0.0.1", "::1"}
+    own = {here, short, "localhost", "127.0.0.1", "::1", *listen}
     own |= {node for node in nodes if node.partition(".")[0].lower() == short.lower()}
     everybody = {*own, *nodes, *(node.partition(".")[0] for node in nodes)}
     for name, found in addresses.items():

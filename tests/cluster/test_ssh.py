@@ -21,6 +21,24 @@ def inside(node: Node, *command: str, user: str = "alice") -> str:
     return done.stdout
 
 
+def test_interface_of_the_sshd(nodes: Cluster, image: Tree) -> None:
+    """Its addresses only; a node without it has no sshd, and says so."""
+    nodes.conf(sshdInterface="eth0")
+    nodes.add_image("docker:tiny:1", image)
+    for node in nodes[:2]:
+        setup(node, "--job", "17")
+    assert [(one.address, one.port) for one in nodes[1].listeners()] == [(nodes.addresses["node2"], 1204)]
+    assert inside(nodes[0], "ssh", "node2", "hostname") == "node2\n"
+    nodes.conf(sshdInterface="ib0")
+    done = nodes[2].run([SETUP, "-u", "alice", "--job", "17", "docker", "tiny:1"])
+    assert (done.returncode, done.stderr) == (
+        0,
+        "setupRoot: no sshd: sshdInterface=ib0: this node has no such interface\n",
+    )
+    for node in nodes:
+        assert node.run([UNSETUP, "--job", "17"]).returncode == 0
+
+
 def test_names_of_the_nodes_are_in_etc_hosts(nodes: Cluster, image: Tree) -> None:
     """Whatever name service the node has: inside there is only what stands in files, and DNS."""
     nodes.add_image("docker:tiny:1", image)

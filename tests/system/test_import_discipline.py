@@ -26,8 +26,8 @@ START = {
 """What a Python that does nothing has loaded, or has frozen or built in; `python -I -S -c pass` says which of them."""
 
 OURS = {
-    "shifter", "shifter._build", "shifter.config", "shifter.errors", "shifter.fields", "shifter.request", "shifter.suggest",
-    "shifter.volumes",
+    "shifter", "shifter._build", "shifter.config", "shifter.errors", "shifter.fields", "shifter.limits", "shifter.request",
+    "shifter.suggest", "shifter.volumes",
     "shifter.images", "shifter.images.meta", "shifter.images.reference", "shifter.images.store",
     "shifter.linux", "shifter.linux.identity", "shifter.linux.loop", "shifter.linux.paths", "shifter.linux.syscalls",
     "shifter.udi", "shifter.udi.assembly", "shifter.udi.binds", "shifter.udi.build", "shifter.udi.etc", "shifter.udi.host",

@@ -281,6 +281,47 @@ def test_port_that_somebody_has(tiny_node: Node) -> None:
     server.communicate()
 
 
+def test_log_of_the_sshd(tiny_node: Node) -> None:
+    """The user and root can read it; another user can't, and nobody can name another file by it."""
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    assert works(tiny_node, "ssh", "localhost", "echo in") == "in\n"
+    for user in ("alice", "root"):
+        done = tiny_node.run([f"{PREFIX}/bin/shifterctl", "logs", "--job", "5"], user)
+        assert done.returncode == 0 and "Accepted publickey for alice" in done.stdout, done
+    done = tiny_node.run([f"{PREFIX}/bin/shifterctl", "logs", "--job", "5"], "bob")
+    assert (done.returncode, done.stderr) == (1, "shifterctl: job 5: you have no sshd of that job on this node\n")
+    for name in ("../5", "5/..", "", "/etc/shadow"):
+        done = tiny_node.run([f"{PREFIX}/bin/shifter", "--udi-log", name], "alice")
+        assert (done.returncode, done.stdout) == (125, "") and "no id of a job" in done.stderr, name
+    done = tiny_node.run([f"{PREFIX}/bin/shifterctl", "logs"])
+    assert done.returncode == 1 and done.stderr == "shifterctl: job _: it has no sshd on this node\n"
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+def test_log_of_the_sshd_is_bounded(tiny_node: Node) -> None:
+    """Who connects in a loop fills a small file system of its own, and the sshd goes on."""
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    tiny_node.path("/run/shifter/jobs/5/log/filler").write_bytes(bytes(250_000))
+    for _ in range(60):
+        assert works(tiny_node, "ssh", "localhost", "true") == ""
+    assert tiny_node.path("/run/shifter/jobs/5/log/sshd").stat().st_size < 1 << 18
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+def test_limits_of_the_sshd(tiny_node: Node) -> None:
+    tiny_node.conf(sshdLimits="nofile=123:456 core=0")
+    assert setup(tiny_node, "--job", "5").returncode == 0
+    assert works(tiny_node, "ssh", "localhost", "ulimit -Sn; ulimit -Hn; ulimit -Hc") == "123\n456\n0\n"
+    assert unsetup(tiny_node, "--job", "5").returncode == 0
+
+
+def test_limits_that_cannot_be_set(tiny_node: Node) -> None:
+    tiny_node.conf(sshdLimits="nofile=2000000000")
+    done = setup(tiny_node, "--job", "5")
+    assert done.returncode == 1 and "sshdLimits: nofile=2000000000: " in done.stderr, done
+    assert udis(tiny_node) == [] and not tiny_node.exists("/run/shifter/jobs/5")
+
+
 def test_home_that_cannot_be_read(tiny_node: Node) -> None:
     """No secret to derive keys from: the job runs without an sshd, and one line says what a site can do about it."""
     tiny_node.run("chown root: /home/alice && chmod 700 /home/alice", check=True)

@@ -57,6 +57,8 @@ def test_defaults(load: Load) -> None:
         ("udiImagePath", "", "default"),
         ("system", "", "default"),
         ("sshdPort", "1204", "default"),
+        ("sshdInterface", "", "default"),
+        ("sshdLimits", [], "default"),
         ("sshSecretFile", "", "default"),
     ]
     assert result.where("imagePath").endswith("/udiRoot.conf:1")
@@ -275,6 +277,8 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "udiImagePath": st.just("/global/udiImage"),
     "system": WORD,
     "sshdPort": st.sampled_from(["1204", "1204-1299", "65535"]),
+    "sshdInterface": st.sampled_from(["ib0", "eth0:1", "x" * 15]),
+    "sshdLimits": st.lists(st.sampled_from(["nofile=1024", "memlock=0:unlimited", "core=unlimited"]), max_size=3),
     "sshSecretFile": st.just("/etc/shifter/secret"),
 }
 
@@ -325,7 +329,7 @@ def test_the_example_works_as_shipped_and_shows_every_key(tmp_path: Path) -> Non
     )
     everything = config.load(str(file), OWNERS)
     assert set(everything.settings) == set(config.KEYS)
-    without_default = {"udiImagePath", "system", "sshSecretFile"}
+    without_default = {"udiImagePath", "system", "sshdInterface", "sshdLimits", "sshSecretFile"}
     for key in set(config.KEYS) - {"imagePath", "siteFs", "siteEnv"} - without_default:
         assert getattr(everything, key) == getattr(config.Config(), key), f"the example shows another default of {key}"
 
