@@ -131,7 +131,7 @@ def disk_node(propagation: str) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def image() -> Iterator[Tree]:
     """The tiny busybox image; made once. Don't change it: `image.copy(tmp_path / "x")` gives one to change."""
-    base = Path(tempfile.mkdtemp(prefix="shifter-image-", dir=_scratch()))
+    base = Path(tempfile.mkdtemp(prefix="shifter-image-", dir=scratch()))
     try:
         yield Tree.tiny(base / "tiny")
     finally:
@@ -147,7 +147,7 @@ def tiny(image: Tree) -> Tree:
 @pytest.fixture(scope="session")
 def debian() -> Tree:
     """A real Debian (glibc, bash, coreutils, perl, ...), kept on the machine: 2 s when it is made. Don't change it."""
-    return tests.debian.debian(_scratch())
+    return tests.debian.debian(scratch())
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def pytest_sessionfinish() -> None:
         (BUILD / "soak.json").write_text(json.dumps({"counts": counts, "tests": _results}, indent=1))
 
 
-def _scratch() -> Path:
+def scratch() -> Path:
     """Files that are dear to make again; what no session has used for a day goes when the next one starts."""
     base = BUILD / "test-images"
     base.mkdir(parents=True, exist_ok=True)

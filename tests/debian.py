@@ -88,6 +88,7 @@ def _make(tree: Path, packages: list[str]) -> None:
     subprocess.run(["bash", "-o", "pipefail", "-c", copy, str(tree)], input=listed, check=True)
     for table in ("passwd", "group"):
         shutil.copyfile(tree / f"usr/share/base-passwd/{table}.master", tree / f"etc/{table}")
+    shutil.copyfile(tree / "usr/share/base-files/profile", tree / "etc/profile")
     (tree / "etc/hostname").write_text("debian\n")
     _alternatives(tree)
     _said("ldconfig", "-r", str(tree))
