@@ -236,6 +236,6 @@ def test_ssh_of_the_image_is_covered_and_kept(job: Job) -> None:
         digest = hashlib.sha256((own / f"usr/bin/{name}").read_bytes()).hexdigest()
         assert job.sh(f"sha256sum </opt/udiImage/image/{name}").split()[0] == digest
     # Which of them works is decided by the host.
-    who = ("env", "SHELL=/bin/sh", "ssh", "-o", "ProxyCommand=cat /proc/$PPID/comm >&2")
+    who = ("env", "SHELL=/bin/sh", "ssh", "-o", "ProxyCommand=sh -c 'cat /proc/$PPID/comm >&2; true'")
     for host, program in (("elsewhere", "ssh"), ("node2", "ssh.real")):
         assert program in job.run(*who, host, check=False).stderr.splitlines()
