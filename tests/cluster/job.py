@@ -13,11 +13,17 @@ class Job:
     """A job of *user* on *nodes*, set up on all of them; `with` takes it down again."""
 
     def __init__(
-        self, nodes: Sequence[Node], image: str, *options: str, ident: str = "17", user: str = "alice"
+        self,
+        nodes: Sequence[Node],
+        image: str,
+        *options: str,
+        kind: str = "docker",
+        ident: str = "17",
+        user: str = "alice",
     ) -> None:
         self.nodes, self.ident, self.user = nodes, ident, user
         names = " ".join(f"{node.name}/1" for node in nodes)
-        words = [SETUP, "-u", user, "-N", names, "--job", ident, *options, "docker", image]
+        words = [SETUP, "-u", user, "-N", names, "--job", ident, *options, kind, image]
         started = [node.popen(words) for node in nodes]
         for process in started:
             out, err = process.communicate(timeout=60)
@@ -43,13 +49,11 @@ class Job:
 
     def end(self) -> None:
         """unsetupRoot on all nodes."""
-        for node in self.nodes:
-            done = node.run([UNSETUP, "--job", self.ident])
-            assert (done.returncode, done.stderr) == (0, ""), done
+        ended = [node.run([UNSETUP, "--job", self.ident]) for node in self.nodes]
+        assert [(done.returncode, done.stderr) for done in ended] == [(0, "")] * len(ended), ended
 
     def __enter__(self) -> "Job":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.end()
+    def __exit__(self, *_: object) -> None:
+        self.end()
