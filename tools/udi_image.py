@@ -90,8 +90,6 @@ CONFIGURE = [
 # configure adds what the compiler has of -ftrapv, -fzero-call-used-regs, -ftrivial-auto-var-init, FORTIFY and others.
 CFLAGS = "-O2 -g0 -fstack-protector-strong"
 WRAP = "-Wl,--wrap=connect,--wrap=accept"
-# Where sshd looks for the file that keeps users out: an image's own, from a machine that it once was, shall not.
-NO_NOLOGIN = '-D_PATH_NOLOGIN=\\"/opt/udiImage/etc/nologin\\"'
 WRAP_SERVER = "-Wl,--wrap=execve,--wrap=execv"
 HARDEN = "-Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code"
 
@@ -143,7 +141,7 @@ def build() -> None:
         "source": sha256(dsc),
         "recipe": [sha256(RECIPE / f"{name}.c") for name in (*tools.objects, "session")],
         "configure": tools.configure,
-        "flags": [tools.cflags, NO_NOLOGIN, tools.link, WRAP_SERVER],
+        "flags": [tools.cflags, tools.link, WRAP_SERVER],
         "programs": PROGRAMS,
         "compiler": tools.version,
         "archives": [sha256(archive) for archive in tools.archives],
@@ -188,7 +186,7 @@ def _compile(tools: Toolchain, dsc: Path, work: Path, log: Any) -> None:
         _run(log, tools.compiler, *flags, "-c", "-o", str(work / f"{name}.o"), str(RECIPE / f"{name}.c"))
     link += [f"../{name}.o" for name in tools.objects]
     revision = dsc.stem.rpartition("-")[2]
-    cflags = f'{tools.cflags} {NO_NOLOGIN} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
+    cflags = f'{tools.cflags} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
     _run(log, "./configure", *tools.configure, f"CC={tools.compiler}", f"CFLAGS={cflags}", cwd=work / "openssh")
     makefile = (work / "openssh/Makefile").read_text()
     programs = [

@@ -171,7 +171,6 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "/opt is a file": (opt_is_a_file, WHOLE),
     "/var/empty is a link": (link("/var/empty", "/tmp"), WHOLE),
     "/var/hostsfile is a link": (link("/var/hostsfile", "/etc/passwd"), WHOLE),
-    "/etc/nologin": (lambda root: script(root / "etc/nologin"), WHOLE),
     "another tty group": (lambda root: script(root / "etc/group", "root:x:0:\ntty:x:7:\nalice:x:5:\n"), WHOLE),
     "an ssh of conda": (conda, WHOLE),
     "/etc/profile": (profile, WHOLE),
@@ -215,6 +214,16 @@ def test_directory_of_the_node_as_image(nodes: Cluster, image: Tree, tmp_path: P
         assert job.run("ssh", "node1", input="echo $PATH\n").stdout.endswith(f":{UDI}/bin:/b\n")
         assert job.sh("/usr/bin/ssh node1 hostname; ssh elsewhere") == "node1\nssh of the image\n"
     node.run("umount /home/alice/tree/etc/profile.d; rm -r /home/alice/tree", check=True)
+
+
+def test_image_that_lets_nobody_in(nodes: Cluster, image: Tree, tmp_path: Path) -> None:
+    """What sshd takes from the image, and what it says then."""
+    tree = image.copy(tmp_path / "tree")
+    script(tree.path / "etc/nologin", "closed\n")
+    nodes.add_image("docker:closed:1", tree, "VFS")
+    with Job(nodes, "closed:1") as job:
+        done = job.run("ssh", "node1", "true", check=False)
+        assert done.returncode == 254 and "not allowed because /etc/nologin exists" in done.stderr
 
 
 def test_image_without_a_shell(nodes: Cluster, tmp_path: Path) -> None:
