@@ -23,30 +23,28 @@ int main(int argc, char **argv)
 {
 	if (argc < 3 || strcmp(argv[1], "-c") != 0)
 		return refuse("none can be started");
-	const char *command = argv[2], *special = strpbrk(command, SPECIAL);
-	char *words = strdup(command), **program = calloc(strlen(command) / 2 + 2, sizeof *program), *rest = words;
+	const char *special = strpbrk(argv[2], SPECIAL);
+	if (special) {
+		char what[64];
+		(void)snprintf(what, sizeof what, "%s in a command means nothing", *special == '\n' ? "a new line" : (char[]){*special, 0});
+		return refuse(what);
+	}
 	size_t count = 0;
-	if (!words || !program) {
+	char **words = calloc(strlen(argv[2]) / 2 + 2, sizeof *words), *rest = argv[2];
+	if (!words) {
 		(void)fprintf(stderr, "shifter: out of memory\n");
 		return 127;
 	}
 	for (char *word; (word = strtok_r(rest, " \t", &rest));)
-		program[count++] = word;
-	int status;
-	if (special) {
-		char what[64];
-		(void)snprintf(what, sizeof what, "%s in a command means nothing", *special == '\n' ? "a new line" : (char[]){*special, 0});
-		status = refuse(what);
-	} else if (count == 0) {
-		status = 0;
-	} else if (strchr(program[0], '=') || program[0][0] == '~') {
+		words[count++] = word;
+	int status = 0;
+	if (count && (strchr(words[0], '=') || words[0][0] == '~')) {
 		status = refuse("variables and ~ mean nothing");
-	} else {
-		execvp(program[0], program);
+	} else if (count) {
+		execvp(words[0], words);
 		status = errno == ENOENT ? 127 : 126;
-		(void)fprintf(stderr, "shifter: %s: %s\n", program[0], errno == ENOENT ? "not found in the container" : strerror(errno));
+		(void)fprintf(stderr, "shifter: %s: %s\n", words[0], errno == ENOENT ? "not found in the container" : strerror(errno));
 	}
-	free(program);
 	free(words);
 	return status;
 }

@@ -136,7 +136,10 @@ def test_login_shells_keep_the_path_of_the_container(job: Job) -> None:
         script = "echo $PATH; echo ${SHIFTER_LOGIN_PATH-unset}"
         done = job.run("env", "SHIFTER_LOGIN_PATH=/a:/opt/udiImage/bin:/b", shell, "-lc", script)
         assert (done.stdout, done.stderr) == ("/a:/opt/udiImage/bin:/b\nunset\n", "")
-    assert job.run("bash", "-uelc", "unset PATH; . /etc/profile.d/00-shifter.sh; echo $PATH").stdout == "/opt/udiImage/bin\n"
+    assert (
+        job.run("bash", "-uelc", "unset PATH; . /etc/profile.d/00-shifter.sh; echo $PATH").stdout
+        == "/opt/udiImage/bin\n"
+    )
 
 
 def test_session_is_what_shifter_is_on_that_node(job: Job) -> None:
@@ -173,7 +176,8 @@ def test_files_go_between_nodes(job: Job) -> None:
 def test_forwarding_and_shared_connections(job: Job) -> None:
     """-L, -R and -D to another node's sshd, whose banner says that it was reached; sessions over a ControlMaster."""
     banner = "IFS= read -r -t 20 line <&3; echo ${line%%-OpenSSH*}"
-    socks = "printf '\\5\\1\\0' >&3; head -c 2 <&3 >/dev/null; printf '\\5\\1\\0\\3\\5node3\\4\\264' >&3; head -c 10 <&3 >/dev/null"
+    socks = "printf '\\5\\1\\0' >&3; head -c 2 <&3 >/dev/null;"
+    socks += "printf '\\5\\1\\0\\3\\5node3\\4\\264' >&3; head -c 10 <&3 >/dev/null"
     reverse = shlex.quote(f"exec 3<>/dev/tcp/127.0.0.1/5001; {banner}")
     script = f"""
         M='-S /tmp/master'; ssh -fNM $M -o ExitOnForwardFailure=yes -L 5000:node3:1204 -R 5001:node3:1204 -D 5002 node2
@@ -200,10 +204,10 @@ def test_agent_goes_along(job: Job) -> None:
 CONFIGURATIONS = {
     "hostile": "Host *\n Port 9\n IdentityFile /etc/passwd\n ProxyJump nowhere\n ControlPath /tmp/%h\n ControlMaster yes\n"
     " User root\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/zero\n RemoteCommand id\n RequestTTY force\n"
-    " HostName 127.0.0.9\n BindAddress 1.2.3.4\n LocalCommand id\n PermitLocalCommand yes\n Match exec \"touch /tmp/ran\"\n",
+    ' HostName 127.0.0.9\n BindAddress 1.2.3.4\n LocalCommand id\n PermitLocalCommand yes\n Match exec "touch /tmp/ran"\n',
     "modern": "Host *\n Ciphers aes256-gcm@openssh.com\n HostKeyAlgorithms rsa-sha2-512\n Compression yes\n"
     " GSSAPIAuthentication yes\n PubkeyAcceptedAlgorithms rsa-sha2-256\n Port 9\n",
-    "broken": "Port 9\nHost *\n NoSuchOption \"unterminated\n Include /dev/zero\n",
+    "broken": 'Port 9\nHost *\n NoSuchOption "unterminated\n Include /dev/zero\n',
 }
 
 

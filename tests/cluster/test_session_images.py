@@ -1,6 +1,6 @@
 """Sessions in images of every kind: with an ssh of their own wherever and whatever it is, without a shell, with traps.
 
-One node, whose job has ssh to itself, in both propagation modes: what is tested is mostly mounts.
+One node, whose job has ssh to itself.
 """
 
 import os
@@ -12,16 +12,17 @@ import pytest
 
 from tests.cluster.job import Job
 from tests.images import Tree
-from tests.node import Cluster, cluster
+from tests.node import Cluster, Node, cluster
 
 MULTI = '#!/bin/sh\necho "${0##*/} of the image"\n'
 """A program with several names, as dropbear or busybox is one."""
 UDI = "/opt/udiImage"
 
 
-@pytest.fixture(scope="module", params=["private"])
-def nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with cluster(1, shared=request.param == "shared") as made:
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """One node with private propagation, for the many images."""
+    with cluster(1) as made:
         made.conf(allowLocalChroot=1)
         yield made
         made.check_leaks()
@@ -104,10 +105,14 @@ def test_ssh_of_an_image_is_covered_whatever_it_is(nodes: Cluster, image: Tree, 
             assert job.run(name, "node1", "echo $0 in; hostname").stdout.split() == ["sh", "in", "node1"]
         assert job.sh("cd /tmp; scp -q node1:/etc/hostname x; sftp -q -b /dev/null node1; rm x") == ""
         # Nothing else of the image has changed: what a link leads to, other names of a program.
-        assert job.sh("sh /usr/lib/multi; hostname" if "link" in kind and kind != "a hard link to busybox" else "hostname").endswith("node1\n")
+        assert job.sh(
+            "sh /usr/lib/multi; hostname" if "link" in kind and kind != "a hard link to busybox" else "hostname"
+        ).endswith("node1\n")
         done = job.run("ssh", "no.such.host.invalid", check=False)
         assert (done.stdout + done.stderr).startswith(says or "Pseudo-terminal"), done
-        assert not any("/tmp/ssh" in line or "/home" in line for line in job.sh(f"grep {UDI} /proc/self/mountinfo").splitlines())
+        assert not any(
+            "/tmp/ssh" in line or "/home" in line for line in job.sh(f"grep {UDI} /proc/self/mountinfo").splitlines()
+        )
 
 
 def directory(root: Path) -> None:
@@ -188,7 +193,9 @@ def test_sessions_in_an_odd_image(nodes: Cluster, image: Tree, tmp_path: Path, k
     make, path = IMAGES[kind]
     tree = image.copy(tmp_path / "tree")
     make(tree.path)
-    nodes.add_image("docker:odd:1", tree, "VFS", env={"PATH": f"/opt/conda/bin:{PATH}" if kind == "an ssh of conda" else PATH})
+    nodes.add_image(
+        "docker:odd:1", tree, "VFS", env={"PATH": f"/opt/conda/bin:{PATH}" if kind == "an ssh of conda" else PATH}
+    )
     nodes[0].write("/tmp/a.sh", "echo of the node\n", 0o755, "alice")
     with Job(nodes, "odd:1") as job:
         script = "echo $PATH; tty; stat -c %U:%G:%a $(tty); cat /var/hostsfile; env | grep SHIFTER_LOGIN || exit 0\n"
@@ -261,28 +268,32 @@ def test_image_without_a_shell(nodes: Cluster, tmp_path: Path) -> None:
         assert done.returncode == 127 and no_shell in done.stderr
 
 
-def test_volumes_and_site_directories_over_what_is_covered(nodes: Cluster, image: Tree, tmp_path: Path) -> None:
+def test_volumes_and_site_directories_over_what_is_covered(node: Node, image: Tree, tmp_path: Path) -> None:
     """They are wanted as they are. A mount point that is made beside a covered program uncovers nothing."""
     tree = image.copy(tmp_path / "tree")
     for place in ("usr/bin", "bin", "usr/local/bin"):
         script(tree.path / place / "ssh")
-    nodes.add_image("docker:odd:1", tree)
-    node = nodes[0]
+    node.add_image("docker:odd:1", tree)
     node.write("/srv/bin/ssh", "#!/bin/sh\necho of the site\n", 0o755)
     node.write("/home/alice/mine", "#!/bin/sh\necho of the user\n", 0o755, "alice")
-    node.conf(allowLocalChroot=1, siteFs=["/home:/home", "/srv/bin:/usr/local/bin", "/srv/bin:/usr/bin/made"])
-    with Job(nodes, "odd:1", "-v", "/home/alice/mine:/bin/ssh", "-v", "/home/alice/mine:/usr/bin/new") as job:
-        assert job.sh("/bin/ssh node1; /usr/local/bin/ssh node1; /usr/bin/new") == "of the user\nof the site\nof the user\n"
+    node.conf(siteFs=["/home:/home", "/srv/bin:/usr/local/bin", "/srv/bin:/usr/bin/made"])
+    with Job([node], "odd:1", "-v", "/home/alice/mine:/bin/ssh", "-v", "/home/alice/mine:/usr/bin/new") as job:
+        assert (
+            job.sh("/bin/ssh node1; /usr/local/bin/ssh node1; /usr/bin/new")
+            == "of the user\nof the site\nof the user\n"
+        )
         assert job.sh("/usr/bin/ssh node1 hostname; /usr/bin/ssh elsewhere") == f"node1\n{OWN}"
-    nodes.conf(allowLocalChroot=1)
 
 
-def test_only_the_udi_of_a_job_with_an_sshd_is_changed(nodes: Cluster, image: Tree, tmp_path: Path) -> None:
+def test_only_the_udi_of_a_job_with_an_sshd_is_changed(node: Node, image: Tree, tmp_path: Path) -> None:
     tree = image.copy(tmp_path / "tree")
     script(tree.path / "usr/bin/ssh")
     profile(tree.path)
-    nodes.add_image("docker:odd:1", tree)
-    with Job(nodes, "odd:1", "--no-sshd") as job:
-        assert job.sh("/usr/bin/ssh; ls /etc/profile.d 2>/dev/null || :; ls -l /opt/udiImage/image | grep -c ' 0 '") == f"{OWN}3\n"
-    done = nodes[0].shifter("--image=odd:1", "/usr/bin/ssh")
+    node.add_image("docker:odd:1", tree)
+    with Job([node], "odd:1", "--no-sshd") as job:
+        assert (
+            job.sh("/usr/bin/ssh; ls /etc/profile.d 2>/dev/null || :; ls -l /opt/udiImage/image | grep -c ' 0 '")
+            == f"{OWN}3\n"
+        )
+    done = node.shifter("--image=odd:1", "/usr/bin/ssh")
     assert done.stdout == OWN
