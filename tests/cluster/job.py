@@ -20,9 +20,10 @@ class Job:
         kind: str = "docker",
         ident: str = "17",
         user: str = "alice",
+        names: str = "",
     ) -> None:
         self.nodes, self.ident, self.user = nodes, ident, user
-        names = " ".join(f"{node.name}/1" for node in nodes)
+        names = names or " ".join(f"{node.name}/1" for node in nodes)
         words = [SETUP, "-u", user, "-N", names, "--job", ident, *options, kind, image]
         started = [node.popen(words) for node in nodes]
         for process in started:
