@@ -61,7 +61,9 @@ def cli(
         raise AccessError("only root can set up a job")
     if not user and uid is None:
         raise UsageError("whose job? -u NAME, or -U UID")
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it can wait for no child; a prolog may have inherited that
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # who ignores it can wait for no child; a prolog may have inherited that
     begin = time.monotonic()
     name, uid, gid, groups, home = jobs.account(user, uid, gid)
     spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
