@@ -427,14 +427,14 @@ static int find_job_udi(int run, const struct document *request, const struct ca
 
 /* --- enter -------------------------------------------------------------------------------------------------------- */
 
-/* A terminal of the host has no name in a private /dev/pts: put it on /dev/console, for this launch only. Privileged. */
+/* A terminal of the host's /dev/pts has no name in one of the UDI's own: put it on /dev/console, for this launch only. Privileged. */
 static int clone_terminal(const struct document *record)
 {
-    const char *devpts = field_first(record, "devpts");
-    if (!devpts || strcmp(devpts, "private") != 0)
+    struct statfs type;
+    if (!has_own_devpts(record))
         return -1;
     for (int fd = 0; fd <= 2; fd++)
-        if (isatty(fd)) {
+        if (isatty(fd) && fstatfs(fd, &type) == 0 && type.f_type == DEVPTS_SUPER_MAGIC) { /* others are in /dev, which is the node's */
             int tree = (int)syscall(SYS_open_tree, fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
             return tree < 0 ? -1 : high(tree);
         }

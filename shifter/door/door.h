@@ -107,6 +107,7 @@ int run_builder(const struct document *request, int lock, bool verbose, uint64_t
 
 /* user.c: everything below runs as the user, for good. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record);
+bool has_own_devpts(const struct document *record);
 _Noreturn void run_without_privilege(int argc, char **argv, struct caller *caller);
 void refuse_user_namespace(void); /* the one of user.c that is called with privilege to be had, but not in force */
 

@@ -151,10 +151,40 @@ static _Noreturn void execute(struct list *words, struct list *env, const struct
     _exit(status);
 }
 
+/* --- terminal ----------------------------------------------------------------------------------------------------- */
+
+/* The terminals of the node have no name inside. */
+bool has_own_devpts(const struct document *record)
+{
+    const char *devpts = field_first(record, "devpts");
+    return devpts && strcmp(devpts, "private") == 0;
+}
+
+/*
+ * The caller's terminal is on /dev/console, but its descriptors were opened by a name that means nothing here, or another
+ * terminal. musl's ttyname(3) knows only that name: open it by the new one.
+ */
+static void reopen_terminal(void)
+{
+    struct stat console, status;
+    if (stat("/dev/console", &console) != 0)
+        return;
+    for (int fd = 0; fd <= 2; fd++)
+        if (fstat(fd, &status) == 0 && status.st_dev == console.st_dev && status.st_ino == console.st_ino) {
+            int again = open("/dev/console", fcntl(fd, F_GETFL) | O_NOCTTY | O_CLOEXEC);
+            if (again >= 0) { /* else it is another user's, as after su */
+                dup2(again, fd);
+                close(again);
+            }
+        }
+}
+
 /* Inside the UDI, everything dropped. */
 _Noreturn void run_command(const struct invocation *asked, const struct caller *caller, const struct document *record)
 {
     struct list words = {0}, env = {0};
+    if (has_own_devpts(record))
+        reopen_terminal();
     choose_directory(asked, caller, record);
     build_environment(&env, asked, record);
     choose_command(&words, asked, record);

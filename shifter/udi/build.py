@@ -28,6 +28,10 @@ if MYPY:
 _OWN_TOP = ("proc", "sys", "dev", "tmp", "run", "etc", "var", "opt")
 _OWN_VAR = ("run", "tmp", "spool", "empty", "shifterConfig.json", "hostsfile")
 
+MAX_PTYS = 128
+"""Terminals of a /dev/pts of our own. The kernel has 4,096 for all instances together, of which 1,024 are kept for those of
+the node's first mount namespace (kernel.pty.max, kernel.pty.reserve): no user, with ``udiMaxPerUser`` UDIs, takes them all."""
+
 
 class Builder:
     """One build. ``step`` is told what is being done, for ``-v`` and for the message when the builder dies."""
@@ -58,6 +62,8 @@ class Builder:
         self.image_name = ""
         self.local = -1
         self.devpts = ""
+        self.tty_gid: int | None = None
+        """The group that new terminals have, of which the container's /etc/group says that it is ``tty``."""
         self.settings: list[plan.Setting] = []
         self.udi_image = False
 
@@ -92,10 +98,10 @@ class Builder:
         users = self.sources.users()
         system = self.sources.system(self.host.is_mounted("/sys/fs/cgroup"))
         udi_image = self.sources.udi_image()
-        self.devpts = self._devpts_mode()
+        self._choose_devpts()
         self.udi_image = udi_image is not None
         nodes = self.given["hosts"][0] if self.request.setup else b""
-        files = etc.EtcFiles(self.config, self.request, self.host, self.account, nodes)
+        files = etc.EtcFiles(self.config, self.request, self.host, self.account, self.tty_gid, nodes)
         self.settings = self._settings()
         return [self._image_operation(), *self._operations(system, udi_image, site, users, files), *self.settings]
 
@@ -136,15 +142,20 @@ class Builder:
         posix.close(caller)
         return self._publish(namespace, assembly.root_device, shell)
 
-    def _devpts_mode(self) -> str:
-        """Return ``host`` when ptys of the node's /dev/pts get the container's tty group, else ``private``.
+    def _choose_devpts(self) -> None:
+        """Choose between the node's /dev/pts and one of our own, and the group that the container calls ``tty``.
 
-        An unprivileged sshd or screen can't change a pty's group, so it must be right from the start (DESIGN 3.4).
+        An unprivileged sshd, screen or old libc can't change a terminal's group: it must be that of ``tty`` from the start
+        or, where there is no such group, the user's own. So ``auto`` takes the node's only if its terminals are right, and
+        users can open its multiplexer; with ``host`` the group follows what the node has.
         """
-        if self.config.devpts != "auto":
-            return self.config.devpts
         options = self.host.mount_options("/dev/pts")
-        return "host" if options.get("gid") == str(TTY_GID) and options.get("mode") == "620" else "private"
+        gid = options.get("gid")
+        self.devpts = self.config.devpts
+        if self.devpts == "auto":
+            right = gid == str(TTY_GID) and options.get("mode") == "620" and _is_open_to_all("/dev/ptmx")
+            self.devpts = "host" if right else "private"
+        self.tty_gid = TTY_GID if self.devpts == "private" else int(gid) if gid else None
 
     def _directory_image(self) -> int:
         """Return a detached, read-only mount of an image that is a directory, -1 for an image file."""
@@ -215,13 +226,14 @@ class Builder:
     ) -> "list[plan.Operation]":
         """Return the operations that make the file system of this UDI, in their order."""
         image, ours = f"image {self.request.ref}", "every UDI has it"
-        own = [plan.Directory("/" + name, ours) for name in ("dev", "proc", "run", "sys")]
+        own = [plan.Directory("/" + name, ours) for name in ("dev", "proc", "sys")]
         own += [plan.Directory("/var/spool", ours), plan.Directory("/var/empty", ours, 0o700)]
         own += [plan.Directory("/tmp", ours), plan.Directory("/var/tmp", ours)]
         shifter = self.sources.own_opt()
         sshd = udi_image is not None and any(name.startswith("etc.") for name in self.given)
         operations: list[plan.Operation] = [
             *own,
+            plan.Scratch("/run", ours),
             plan.Symlink("/var/run", "/run", ours),
             plan.File("/var/shifterConfig.json", self._marker(), ours),
             plan.ImageDirectory("/", _OWN_TOP, image),
@@ -236,7 +248,12 @@ class Builder:
         ]
         if self.devpts == "private":
             reason = f"devpts={self.config.devpts} ({self.config.where('devpts')})"
-            options: dict[str, str | None] = {"gid": str(TTY_GID), "mode": "620", "ptmxmode": "666"}
+            options: dict[str, str | None] = {
+                "gid": str(TTY_GID),
+                "mode": "620",
+                "ptmxmode": "666",
+                "max": str(MAX_PTYS),
+            }
             operations.append(
                 plan.NewMount(
                     "/dev/pts", "devpts", options, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC, reason
@@ -322,3 +339,11 @@ class Builder:
             pins.remove_udi(directory)
             raise
         return key
+
+
+def _is_open_to_all(path: str) -> bool:
+    """True if every user can read and write *path* of the node."""
+    try:
+        return posix.stat(path).st_mode & 0o006 == 0o006
+    except OSError:
+        return False

@@ -4,7 +4,7 @@
 ``TZ`` variable still wins. ``/etc/shadow`` and ``/etc/gshadow`` are empty. Part of the build path.
 """
 
-from shifter.udi.host import TTY_GID, Account, Host, group_lines, imported_accounts
+from shifter.udi.host import Account, Host, group_lines, imported_accounts
 
 MYPY = False
 if MYPY:
@@ -27,10 +27,19 @@ NSSWITCH = "\n".join(
 class EtcFiles:
     """The generated files, collected in the caller's mount namespace, where the name service and the node's files are.
 
-    *nodes*: the lines of hosts(5) for the nodes of a job. Raises BuildError when the node lacks what it must have.
+    *tty_gid*: the group of new terminals, None if they have the user's own. *nodes*: the lines of hosts(5) for the nodes of
+    a job. Raises BuildError when the node lacks what it must have.
     """
 
-    def __init__(self, config: "Config", request: "Request", host: Host, account: Account, nodes: bytes) -> None:
+    def __init__(
+        self,
+        config: "Config",
+        request: "Request",
+        host: Host,
+        account: Account,
+        tty_gid: "int | None",
+        nodes: bytes,
+    ) -> None:
         self._account = account
         self._passwd = ["root:x:0:0:root:/root:/sbin/nologin"]
         for entry in imported_accounts(config.usersToImport):
@@ -47,7 +56,7 @@ class EtcFiles:
                 self._passwd.append(":".join(fields))
         groups = [
             "root:x:0:",
-            f"tty:x:{TTY_GID}:",
+            *([] if tty_gid is None else [f"tty:x:{tty_gid}:"]),
             *group_lines(account, request.groups, config.maxGroupCount),
             "nogroup:x:65534:",
         ]

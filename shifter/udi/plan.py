@@ -65,6 +65,24 @@ class Directory(Operation):
         assembly.make_directory(self.path, self.mode)
 
 
+class Scratch(Operation):
+    """A directory on the UDI's own root that stays writable, for whoever is inside: they are all of one user."""
+
+    KIND = "scratch"
+
+    def text(self) -> str:
+        return f"writable directory {self.path}"
+
+    def execute(self, assembly: Assembly) -> None:
+        assembly.make_directory(self.path)
+        directory = assembly.open(self.path, posix.O_RDONLY | posix.O_DIRECTORY)
+        posix.fchmod(directory, 0o1777)
+        # Bound on itself, it is no part of the mount that becomes read-only at the end.
+        mount = syscalls.open_tree(directory, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+        posix.close(directory)
+        assembly.attach(mount, self.path)
+
+
 class Symlink(Operation):
     """A symbolic link on the UDI's own root."""
 
