@@ -21,9 +21,6 @@ HOSTS = {
 
 MODES = ("auto", "host", "private")
 
-Row = tuple[str, str]
-ROWS: list[Row] = [(host, mode) for host in HOSTS for mode in MODES]
-
 
 def shows_the_nodes(host: str, mode: str) -> bool:
     """Whether a container has the node's /dev/pts."""

@@ -8,7 +8,7 @@ import pytest
 import tests.debian
 from tests.images import Tree
 from tests.node import PREFIX, Cluster, Terminal, cluster
-from tests.ptys import HOSTS, MODES, SHELL, made_inside, work_at
+from tests.ptys import HOSTS, SHELL, made_inside, work_at
 
 SETUP, UNSETUP, DOOR = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot", f"{PREFIX}/bin/shifter"
 
@@ -38,22 +38,29 @@ def to_node2(*command: str, options: str = "-t") -> list[str]:
     return [DOOR, "env", "TERM=xterm", "ssh", options, "node2", *command]
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_interactive_shell_on_another_node(debian: Tree, propagation: str, host: str) -> None:
-    """The terminal that sshd makes has a name, an owner and a group; jobs are controlled, sizes arrive.
+ROWS = [
+    ("distribution", "auto"),
+    ("distribution", "private"),
+    ("another group", "host"),
+    ("no messages", "host"),
+    ("cray", "auto"),
+    ("cray", "host"),
+]
+"""Where sshd meets another group or mode; every pair of a node and a mode is tried by tests/system/test_pty.py."""
 
-    devpts=private, which is the same on every node, is tried on one kind.
-    """
+
+@pytest.mark.parametrize("host", dict(ROWS))
+def test_interactive_shell_on_another_node(debian: Tree, propagation: str, host: str) -> None:
+    """The terminal that sshd makes has a name, an owner and a group; jobs are controlled, sizes arrive."""
     with cluster(2, shared=propagation == "shared", devpts=HOSTS[host]) as nodes:
         nodes.add_image("docker:debian:12", debian)
-        for mode in MODES if host == "cray" else ("auto", "host"):
+        for mode in (mode for name, mode in ROWS if name == host):
             nodes.conf(devpts=mode)
             set_up(nodes)
             with Terminal(nodes[0]) as terminal:
                 assert work_at(terminal, to_node2(*SHELL)).startswith("/dev/pts/")
                 look = "tty; stat -c %U:%G:%a $(tty); hostname"
-                code, text = terminal.run(to_node2(look))
-                lines = text.replace("\r", "").splitlines()
+                lines = terminal.run(to_node2(look))[1].replace("\r", "").splitlines()
                 assert lines[1:3] == [":".join(("alice", *made_inside(host, mode))), "node2"], lines
             take_down(nodes)
         nodes.check_leaks()
