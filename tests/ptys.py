@@ -3,7 +3,6 @@
 import os
 import re
 import termios
-from collections.abc import Sequence
 
 from tests.node import Node, Terminal
 
@@ -36,7 +35,7 @@ SHELL = ["env", "PS1=", "PS0=", "bash", "--noediting", "--norc", "-i"]
 """An interactive shell with job control that prints nothing of itself."""
 
 
-def work_at(terminal: Terminal, shell: Sequence[str]) -> str:
+def work_at(terminal: Terminal, shell: list[str]) -> str:
     """Work in the interactive *shell* (SHELL, however it is reached) on *terminal*; return the name that it has inside.
 
     Its name, /dev/tty, ^Z and fg, ^C, a new window size, and a terminal of its own for a command; then the shell is left.

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,7 +110,14 @@ def test_image_with_another_group_of_terminals(node: Node, debian: Tree, tmp_pat
 TTYNAME = """
 #include <stdio.h>
 #include <unistd.h>
-int main(void) { for (int fd = 0; fd <= 2; fd++) { char *name = ttyname(fd); dprintf(1, "%s ", name ? name : "none"); } return 0; }
+int main(void)
+{
+    for (int fd = 0; fd <= 2; fd++) {
+        char *name = ttyname(fd);
+        dprintf(1, "%s ", name ? name : "none");
+    }
+    return 0;
+}
 """
 
 
