@@ -17,13 +17,60 @@ PATIENCE = 10.0
 
 
 def inside(roots: set[str]) -> Iterator[int]:
-    """Yield the PIDs whose root or working directory is on one of the file systems *roots* (device numbers).
+    """Yield the PIDs that are in UDIs whose root file systems are *roots* (device numbers).
 
-    Each UDI's root is a tmpfs of its own. The mount namespace would not do: a user can unshare another one.
+    Each UDI's root is a tmpfs of its own. It is the root or the working directory of a process, or, of one that made a user
+    namespace and there a mount namespace, and went by chroot to a directory of the node, still in its mount table.
     """
+    known: dict[str, bool] = {}
     for name in os.listdir("/proc"):
-        if name.isdigit() and any(_device(f"/proc/{name}/{link}") in roots for link in ("root", "cwd")):
+        if name.isdigit() and (_stands_in(name, roots) or _holds(name, roots, known)):
             yield int(name)
+
+
+def _stands_in(pid: str, roots: set[str]) -> bool:
+    return any(_device(f"/proc/{pid}/{link}") in roots for link in ("root", "cwd"))
+
+
+def _holds(pid: str, roots: set[str], known: dict[str, bool]) -> bool:
+    """Whether one of *roots* is mounted where a process of another user namespace is. *known*: answers by namespace."""
+    try:
+        if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+            return False  # only root makes mount namespaces there, and takes root and directory of the process along
+        name = os.readlink(f"/proc/{pid}/ns/mnt")
+        if name not in known:
+            known[name] = any(line.split(b" ", 3)[2] in _numbers(roots) for line in _mount_table(pid))
+        return known[name]
+    except OSError:
+        return False  # it ended
+
+
+def _numbers(roots: set[str]) -> set[bytes]:
+    """Return device numbers as mount tables have them."""
+    return {b"%d:%d" % (os.major(int(root)), os.minor(int(root))) for root in roots if root.isdigit()}
+
+
+def _mount_table(pid: str) -> list[bytes]:
+    """Return the whole mount table of a process's namespace, also what its own root hides: only who is there sees it.
+
+    The root of a namespace is a place of the kernel's; nothing else in it is looked at.
+    """
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(namespace)
+        finally:
+            os.close(namespace)
+        try:
+            with open(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as table:
+                return table.read().split(b"\n")[:-1]
+        finally:
+            syscalls.setns(own)
+    finally:
+        os.close(own)
+        os.close(proc)
 
 
 def roots_of_job(ident: str) -> dict[str, int]:
@@ -119,7 +166,7 @@ def _open(pid: int, roots: set[str], stack: contextlib.ExitStack) -> int | None:
     except ProcessLookupError:
         return None
     stack.callback(os.close, fd)
-    return fd if any(_device(f"/proc/{pid}/{link}") in roots for link in ("root", "cwd")) else None
+    return fd if _stands_in(str(pid), roots) or _holds(str(pid), roots, {}) else None
 
 
 def _device(path: str) -> str | None:
