@@ -1,0 +1,128 @@
+"""Slurm's prolog and epilog: setting up and taking down, and what becomes of a set-up that failed.
+
+Programs that slurm.conf names, not hooks of the plugin: one that crashes takes no slurmd with it, a site can call it as a
+line of its own prolog, and a test can replay any environment into it.
+
+A failure is not the node's by default (``prologFailure=job``): the prolog exits 0, else Slurm drains the node and holds
+the job; the reason is kept in /run/shifter/jobs/ID/failed, with which the plugin ends the job's first task. Only when even
+that can't be written the node is at fault.
+"""
+
+import os
+import syslog
+from collections.abc import Mapping
+
+from shifter import _build, config, fields
+from shifter.cli import text
+from shifter.errors import FormatError, ShifterError, UsageError, describe
+from shifter.jobs import setup, state
+from shifter.linux import syscalls
+from shifter.udi import inventory, pins
+from shifter.wlm import slurm
+
+FAILED = "failed"
+SAVED = "slurm"
+"""Files of a job's directory: why its set-up failed, and the environment of its prolog."""
+
+
+def prolog(environment: Mapping[str, str]) -> int:
+    """Set up the job of a prolog; return the exit status."""
+    known = {name: environment[name] for name in slurm.BELIEVED if name in environment}
+    return _attempt(known, None)
+
+
+def in_namespace(path: str, ident: str) -> int:
+    """Set a job up once more, in the mount namespace that its tasks will have (job_container/tmpfs pins it at *path*).
+
+    The plugin calls it, where the job's own /tmp exists; while the prolog ran, it did not.
+    """
+    ident = slurm.job_id({"SLURM_JOB_ID": ident})
+    namespace = pins.open_namespace(path)
+    with inventory.Home():
+        known = _saved(ident)
+    setup.take_down(ident)
+    return _attempt(known, namespace)
+
+
+def epilog(environment: Mapping[str, str]) -> int:
+    """Take down whatever the job of an epilog has here; return 1, so that Slurm drains the node, if something is left."""
+    try:
+        ident = slurm.job_id(environment)
+        left = setup.take_down(ident)
+    except (ShifterError, OSError) as error:
+        left, ident = [_line(error)], environment.get("SLURM_JOB_ID", "")[:40]
+    for line in left:
+        _say(f"job {ident}: left: {line}")
+    return 1 if left else 0
+
+
+def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
+    """Set up a job, from *namespace* if it is given; return the exit status of the prolog."""
+    try:
+        policy = config.load(_build.CONF).prologFailure
+    except (ShifterError, OSError):
+        policy = "job"  # that the file can't be read is what the set-up will say
+    ident = ""
+    try:
+        ident = slurm.job_id(known)
+        _set_up(ident, known, namespace)
+        return 0
+    except (ShifterError, OSError) as error:
+        reason = _line(error)
+    _say(f"job {ident or '?'}: {reason}")
+    if policy == "drain" or not ident:
+        return 1
+    if policy == "ignore":
+        return 0
+    try:
+        _keep(ident, FAILED, f"{reason}\n".encode())
+    except (ShifterError, OSError) as error:
+        _say(f"job {ident}: {_line(error)}")
+        return 1
+    return 0
+
+
+def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None:
+    """Set up the job; with --sshd=yes it fails if there is no sshd. Raises ShifterError, OSError; then nothing is left."""
+    said: list[str] = []
+    job, wish = slurm.job(known, config.load(_build.CONF))
+    if namespace is not None:
+        syscalls.setns(namespace)
+    setup.set_up(job, said.append)
+    for line in said:
+        _say(f"job {ident}: {line}")
+    without = [line for line in said if line.startswith(setup.NO_SSHD)]
+    if wish == "yes" and without:
+        setup.take_down(ident)
+        raise UsageError(f"--sshd=yes: {without[0]}")
+    if namespace is None:
+        _keep(ident, SAVED, fields.encode([*((f"env.{name}", text) for name, text in known.items()), ("end", "slurm")]))
+
+
+def _keep(ident: str, name: str, data: bytes) -> None:
+    """Write a file of the job's directory. Raises ShifterError, OSError."""
+    with inventory.Home():
+        pins.prepare_base()
+        with state.locked(ident) as directory:
+            pins.write_file(f"{directory}/{name}", data)
+
+
+def _saved(ident: str) -> dict[str, str]:
+    """Return the environment of the job's prolog. Raises FormatError, OSError."""
+    with open(f"{pins.JOBS}/{ident}/{SAVED}", "rb") as file:
+        found = fields.decode(file.read(fields.MAX_BYTES + 1), SAVED)
+    if any(not key.startswith("env.") for key, _ in found):
+        raise FormatError(f"{pins.JOBS}/{ident}/{SAVED}: not what a prolog wrote")
+    return {key.removeprefix("env."): value for key, value in found}
+
+
+def _line(error: ShifterError | OSError) -> str:
+    """Return one line without control characters: it is printed on the user's terminal, too."""
+    return text.escape(error.chain() if isinstance(error, ShifterError) else describe(error))
+
+
+def _say(line: str) -> None:
+    """Tell whoever looks after the node: standard error is in slurmd's log only when a prolog fails."""
+    syslog.openlog("shifter-slurm", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR, text.escape(line))
+    text.fail("shifter-slurm", line)
