@@ -6,6 +6,8 @@ DESTDIR       ?=
 PYTHON        ?= /usr/bin/python3
 # 0: no OpenSSH for containers; everything else works, and one that is installed already stays.
 WITH_SSHD     ?= 1
+# 0: no plugin for Slurm; 1: it must be built. By default it is built where Slurm's headers are (libslurm-dev).
+WITH_SLURM    ?= $(if $(wildcard /usr/include/slurm/spank.h),1,0)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,7 +41,7 @@ BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
 endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
-                  keyutils openssh-client openssh-server
+                  keyutils openssh-client openssh-server slurmctld slurmd slurm-client libslurm-dev munge
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
 
 # apt-get runs only when something is missing.
@@ -97,7 +99,8 @@ build/python-deps/.stamp: pyproject.toml tools/requirements.py | $(VPY)
 
 # --- build -----------------------------------------------------------------------------------------------------------
 .PHONY: build FORCE
-build: build/shifter build/udi-client build/udi-shell build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage)
+build: build/shifter build/udi-client build/udi-shell build/python/.stamp $(if $(filter-out 0,$(WITH_SSHD)),udiImage) \
+  $(if $(filter-out 0,$(WITH_SLURM)),build/shifter_slurm.so)
 
 FORCE:
 # Both are written only when their content changes.
@@ -125,6 +128,11 @@ build/door-asan: $(DOOR_SRC) $(DOOR_HDR) Makefile
 # Of udiImage: who does the work of ssh, scp and sftp, and the shell of images that have none. No privilege.
 build/udi-client build/udi-shell: build/udi-%: udiImage/%.c Makefile
 	@umask 022; musl-gcc $(WARNINGS) -O2 -fstack-protector-strong -static -no-pie -Wl,-z,relro,-z,now,-z,noexecstack -o $@.new $<
+	@strip --strip-unneeded $@.new; mv -f $@.new $@
+
+# The SPANK plugin. Not linked with libslurm: its symbols come from the program of Slurm's that loads it.
+build/shifter_slurm.so: slurm/shifter_slurm.c build/config.h Makefile
+	@umask 022; gcc $(WARNINGS) -O2 -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIC -shared -Wl,-z,relro,-z,now,-z,noexecstack -Ibuild -o $@.new $<
 	@strip --strip-unneeded $@.new; mv -f $@.new $@
 
 # The door's parsing behind a pipe, for the tests that compare it with its Python specification.
@@ -182,6 +190,8 @@ install: build
 	@umask 022; $(call put,0755,build/launchers/shifterimg,$(D)$(PREFIX)/bin/shifterimg)
 	@umask 022; $(call put,0755,build/launchers/setupRoot,$(D)$(PREFIX)/sbin/setupRoot)
 	@umask 022; $(call put,0755,build/launchers/unsetupRoot,$(D)$(PREFIX)/sbin/unsetupRoot)
+	@umask 022; $(call put,0755,build/launchers/shifter-slurm-prolog,$(D)$(PREFIX)/sbin/shifter-slurm-prolog)
+	@umask 022; $(call put,0755,build/launchers/shifter-slurm-epilog,$(D)$(PREFIX)/sbin/shifter-slurm-epilog)
 	@umask 022; $(call put,4755,build/shifter,$(D)$(PREFIX)/bin/shifter)
 	@# 3. Configuration: the example always, the file itself only where there is none.
 	@umask 022; if [ -f udiRoot.conf.example ]; then \
@@ -201,6 +211,10 @@ install: build
 	@umask 022; $(call put,0644,LICENSE,$(D)$(PREFIX)/share/doc/shifter/LICENSE)
 	@# 5. The OpenSSH of containers.
 	@umask 022; [[ "$(WITH_SSHD)" == 0 ]] || $(PYREAL) -B tools/udi_image.py install '$(D)$(UDIIMAGE)'
+	@# 6. What Slurm loads.
+	@umask 022; $(call put,0644,slurm/job_submit.lua,$(D)$(PREFIX)/share/doc/shifter/job_submit.lua)
+	@umask 022; [[ "$(WITH_SLURM)" == 0 ]] || { $(call mkd,$(D)$(PREFIX)/lib/shifter); \
+	  $(call put,0644,build/shifter_slurm.so,$(D)$(PREFIX)/lib/shifter/shifter_slurm.so); }
 	@[[ -n "$(D)" ]] || echo "installed in $(PREFIX), configuration in $(CONF)"
 
 uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and the images
@@ -209,7 +223,8 @@ uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and t
 	  umount -l /run/shifter/store 2>/dev/null || true; umount -l /run/shifter 2>/dev/null || true; rmdir /run/shifter 2>/dev/null || true; fi
 	@$(PYREAL) -B tools/udi_image.py uninstall '$(D)$(UDIIMAGE)'
 	@cd '$(D)$(PREFIX)' 2>/dev/null || exit 0; \
-	rm -f bin/shifter bin/shifterimg bin/shifterctl sbin/setupRoot sbin/unsetupRoot; rm -rf libexec/shifter/python share/doc/shifter; \
+	rm -f bin/shifter bin/shifterimg bin/shifterctl sbin/setupRoot sbin/unsetupRoot sbin/shifter-slurm-{prolog,epilog}; \
+	rm -rf libexec/shifter/python share/doc/shifter lib/shifter; \
 	rm -f share/man/man*/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot,udiRoot.conf,shifter-*}.[1-8]; \
 	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl} share/zsh/site-functions/_shifter \
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
@@ -237,7 +252,7 @@ MUTANTS ?=
 mutants: deps ## each check that docs/security.md names is taken away, one by one: a test must notice (tools/mutants.py)
 	@$(VPY) -B tools/mutants.py $(MUTANTS)
 
-LINT_SRC   := $(DOOR_SRC) $(sort $(wildcard udiImage/*.c))
+LINT_SRC   := $(DOOR_SRC) $(sort $(wildcard udiImage/*.c slurm/*.c))
 lint: deps build/options.h build/config.h
 	$(VPY) -m ruff format --check --quiet .
 	$(VPY) -m ruff check .
@@ -277,4 +292,4 @@ clean:
 
 help:
 	@echo 'make demo | install | uninstall | udiImage-update | test | soak | mutants | lint | fuzz | fuzz-coverage | bench | demo-clean | clean'
-	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) WITH_SSHD=$(WITH_SSHD) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='
+	@echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR= PYTHON=$(PYTHON) WITH_SSHD=$(WITH_SSHD) WITH_SLURM=$(WITH_SLURM) PYTEST_ARGS= FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SECONDS='

@@ -93,6 +93,9 @@ class Config:
         self.sshdInterface = ""
         self.sshdLimits: "list[str]" = []
         self.sshSecretFile = ""
+        self.sharedNodeSshd = False
+        self.prologFailure = "job"
+        self.slurmBinPath = "/usr/bin"
         self.settings: "dict[str, list[Setting]]" = {}
         self.ignored: "list[tuple[str, str]]" = []
         self.files: "list[tuple[str, posix.stat_result]]" = []
@@ -420,5 +423,8 @@ KEYS: "dict[str, Callable[[str, Setting], object]]" = {
     "sshdInterface": _or_none(_interface),
     "sshdLimits": _limits,
     "sshSecretFile": _or_none(_directory),
+    "sharedNodeSshd": _boolean,
+    "prologFailure": _one_of("job", "drain", "ignore"),
+    "slurmBinPath": _directory,
 }
 """Every key of this version and the parser of its value; an attribute of Config has the default."""

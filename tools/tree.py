@@ -21,18 +21,23 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, "{libexec}")
-from shifter.cli.{name} import main
+from shifter.{name} import main
 
 sys.exit(main())
 """
 
 COMMANDS = {
-    "shifterctl": "shifterctl",
-    "shifterimg": "shifterimg",
-    "setupRoot": "setup_root",
-    "unsetupRoot": "unsetup_root",
+    "shifterctl": "cli.shifterctl",
+    "shifterimg": "cli.shifterimg",
+    "setupRoot": "cli.setup_root",
+    "unsetupRoot": "cli.unsetup_root",
+    "shifter-slurm-prolog": "cli.slurm_prolog",
+    "shifter-slurm-epilog": "cli.slurm_epilog",
 }
-"""The commands in Python, and the module of shifter.cli that each is."""
+"""The commands in Python, and the module that each is."""
+
+INTERNAL = {"shifter_cli.py": "cli.shifter", "slurm_submit.py": "wlm.submit"}
+"""What the door runs for --help, --version and usage errors, and Slurm's plugin for options at submission."""
 
 
 def main() -> None:
@@ -51,8 +56,8 @@ def main() -> None:
     launchers.mkdir(exist_ok=True)
     for name, module in COMMANDS.items():
         (launchers / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=module))
-    # The door runs this one for --help, --version and usage errors.
-    (out / "shifter_cli.py").write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name="shifter"))
+    for name, module in INTERNAL.items():
+        (out / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=module))
 
     if not compileall.compile_dir(
         out, quiet=1, force=True, invalidation_mode=UNCHECKED, stripdir=str(out), prependdir=args.libexec

@@ -91,12 +91,16 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     setup.set_up(job, said.append)
     for line in said:
         _say(f"job {ident}: {line}")
-    without = [line for line in said if line.startswith(setup.NO_SSHD)]
-    if wish == "yes" and without:
+    if wish == "yes" and not _has_sshd(ident):
         setup.take_down(ident)
-        raise UsageError(f"--sshd=yes: {without[0]}")
+        raise UsageError(f"--sshd=yes: {said[-1] if said else 'there is none'}")
     if namespace is None:
         _keep(ident, SAVED, fields.encode([*((f"env.{name}", text) for name, text in known.items()), ("end", "slurm")]))
+
+
+def _has_sshd(ident: str) -> bool:
+    with inventory.Home():
+        return os.path.exists(f"{pins.JOBS}/{ident}/sshd")
 
 
 def _keep(ident: str, name: str, data: bytes) -> None:
