@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from shifter import _build, config, fields
 from shifter.cli import text
-from shifter.errors import FormatError, ShifterError, UsageError, describe
+from shifter.errors import ShifterError, UsageError, describe
 from shifter.jobs import setup, state
 from shifter.linux import syscalls
 from shifter.udi import inventory, pins
@@ -88,14 +88,14 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     job, wish = slurm.job(known, config.load(_build.CONF))
     if namespace is not None:
         syscalls.setns(namespace)
+    if namespace is None:
+        _keep(ident, SAVED, fields.encode([*(("env", f"{name}={text}") for name, text in known.items()), ("end", SAVED)]))
     setup.set_up(job, said.append)
     for line in said:
         _say(f"job {ident}: {line}")
     if wish == "yes" and not _has_sshd(ident):
         setup.take_down(ident)
         raise UsageError(f"--sshd=yes: {said[-1] if said else 'there is none'}")
-    if namespace is None:
-        _keep(ident, SAVED, fields.encode([*((f"env.{name}", text) for name, text in known.items()), ("end", "slurm")]))
 
 
 def _has_sshd(ident: str) -> bool:
@@ -115,9 +115,7 @@ def _saved(ident: str) -> dict[str, str]:
     """Return the environment of the job's prolog. Raises FormatError, OSError."""
     with open(f"{pins.JOBS}/{ident}/{SAVED}", "rb") as file:
         found = fields.decode(file.read(fields.MAX_BYTES + 1), SAVED)
-    if any(not key.startswith("env.") for key, _ in found):
-        raise FormatError(f"{pins.JOBS}/{ident}/{SAVED}: not what a prolog wrote")
-    return {key.removeprefix("env."): value for key, value in found}
+    return {name: value for name, _, value in (text.partition("=") for _, text in found)}
 
 
 def _line(error: ShifterError | OSError) -> str:

@@ -22,7 +22,7 @@ WISHES = ("SPANK_SHIFTER_IMAGE", "SPANK_SHIFTER_IMAGETYPE", "SPANK_SHIFTER_VOLUM
 BELIEVED = ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", *WISHES)
 """The white list: nothing else of a prolog's environment is looked at."""
 
-MAX_WISH = 32768
+MAX_WISH = 8192
 TIME_LIMIT = 60
 """Seconds for slurmctld's answer; it is asked by all nodes of a job at once."""
 

@@ -6,14 +6,14 @@ import pytest
 
 from tests.cluster.slurm import Slurm
 from tests.images import Tree
-from tests.node import Cluster
+from tests.node import cluster
 
 
 @pytest.fixture
-def slurm(nodes: Cluster, image: Tree) -> Iterator[Slurm]:
+def slurm(propagation: str, image: Tree) -> Iterator[Slurm]:
     """Three nodes with Slurm, once with each propagation, whose store has the tiny image as docker:tiny:1."""
-    nodes.add_image("docker:tiny:1", image)
-    with Slurm(nodes) as made:
+    with Slurm(cluster(3, shared=propagation == "shared")) as made:
+        made.nodes.add_image("docker:tiny:1", image)
         yield made
         made.wait_idle()
-        nodes.check_leaks()
+        made.nodes.check_leaks()
