@@ -767,5 +767,7 @@ int main(int argc, char **argv)
     drop_temporarily();
     if (!launch.namespace)
         do_not_share(&launch);
+    if (asked.script && (asked.script_fd = open(asked.script, O_RDONLY | O_CLOEXEC)) >= 0)
+        asked.script_fd = high(asked.script_fd);
     launch_command(&launch);
 }

@@ -42,6 +42,8 @@ struct invocation {
     char **command; /* NULL-terminated */
     const char *image, *request_text, *entrypoint, *workdir, *env_file;
     struct list volumes, modules, env, job_hints; /* job_hints: the ids that the environment says the caller's job has */
+    const char *script; /* the #! script that was started; NULL: none */
+    int script_fd;      /* it, opened outside of the container; 0: not */
     const char *job; /* not asked for, but found by the door: the job that the caller is in */
     bool image_given, volumes_given, modules_given; /* by an option, not by the caller's environment */
     bool entrypoint_given, workdir_given, clearenv, verbose;
@@ -91,6 +93,7 @@ char **split_words(int *argc, char **argv);
 bool identifier_valid(const char *text);
 bool job_valid(const char *text);
 enum reference_kind parse_reference(const char *text, const char *default_kind, char *out, size_t room);
+bool same_image(const char *left, const char *right);
 void read_command_line(struct invocation *asked, int argc, char **argv);
 void make_request(struct document *request, const struct invocation *asked, const struct caller *caller, uint64_t namespace,
                   const char *once, const char *image_key, const char *image);

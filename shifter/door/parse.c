@@ -133,7 +133,7 @@ char **split_words(int *argc, char **argv)
  * A kernel that starts a #! script passes all of the line's arguments as one word: split it at blanks. The script is what
  * was started, and the word after the line's; what was started is the door itself when somebody has the door run a door.
  */
-static char **split_interpreter_line(int *argc, char **argv)
+static char **split_interpreter_line(struct invocation *asked, int *argc, char **argv)
 {
     struct stat script, door;
     const char *started = (const char *)getauxval(AT_EXECFN);
@@ -141,6 +141,7 @@ static char **split_interpreter_line(int *argc, char **argv)
         return argv;
     if (stat(started, &script) == 0 && stat("/proc/self/exe", &door) == 0 && script.st_dev == door.st_dev && script.st_ino == door.st_ino)
         return argv;
+    asked->script = argv[2];
     return split_words(argc, argv);
 }
 
@@ -160,9 +161,10 @@ static const char *const JOB_VARIABLES[] = {"SHIFTER_JOB_ID", "SLURM_JOB_ID", "P
 void read_command_line(struct invocation *asked, int argc, char **argv)
 {
     const char *type = variable("SHIFTER_IMAGETYPE"), *image = variable("SHIFTER_IMAGE"), *value;
+    char *pair = NULL;
     asked->request_text = variable("SHIFTER_IMAGEREQUEST");
     if (image && type) {
-        char *pair = need(malloc(strlen(type) + strlen(image) + 2));
+        pair = need(malloc(strlen(type) + strlen(image) + 2));
         sprintf(pair, "%s:%s", type, image);
         asked->image = pair;
     } else { /* a UDI exports its identifier, without a type, beside the request: there the request is what is meant */
@@ -175,11 +177,27 @@ void read_command_line(struct invocation *asked, int argc, char **argv)
     for (size_t i = 0; i < sizeof JOB_VARIABLES / sizeof *JOB_VARIABLES; i++)
         if ((value = getenv(JOB_VARIABLES[i])) && *value)
             list_add(&asked->job_hints, value);
-    argv = split_interpreter_line(&argc, argv);
+    argv = split_interpreter_line(asked, &argc, argv);
     parse_options(asked, argc, argv, false);
     asked->command = argv + parse_options(asked, argc, argv, true);
+    /* In a job the tag that it was submitted with means what it meant then, and what each of its nodes is set up with. */
+    if (asked->image_given && image && type && strcmp(type, "id") == 0 && same_image(asked->image, variable("SHIFTER_IMAGEREQUEST")))
+        asked->image = pair;
     if (!asked->request_text)
         asked->request_text = asked->image;
+}
+
+/* Return whether two names of an image say the same; a name without a type only equals another one without. */
+bool same_image(const char *left, const char *right)
+{
+    char first[PATH_MAX + 16], second[PATH_MAX + 16];
+    if (!right || strcmp(left, right) == 0)
+        return right != NULL;
+    enum reference_kind kind = parse_reference(left, "docker", first, sizeof first);
+    if (kind == REFERENCE_OTHER || kind != parse_reference(right, "docker", second, sizeof second) || strcmp(first, second) != 0)
+        return false;
+    return parse_reference(left, "custom", first, sizeof first) == kind && parse_reference(right, "custom", second, sizeof second) == kind &&
+           strcmp(first, second) == 0;
 }
 
 /* --- the request -------------------------------------------------------------------------------------------------- */

@@ -94,6 +94,22 @@ static void add_fields(struct list *words, const struct document *record, const 
 }
 
 /* shifter-behaviour.md 7.3: entry point E, CMD C and the words of the command line. */
+/*
+ * A workload manager starts a copy of the script, in a directory of its own that containers do not have. Then the interpreter
+ * reads it from the descriptor: /proc/self/fd/N, which everything that can open a script can open.
+ */
+static const char *script_name(const struct invocation *asked)
+{
+    struct stat outside, inside;
+    char *name;
+    if (asked->script_fd <= 0 || fstat(asked->script_fd, &outside) != 0 ||
+        (stat(asked->script, &inside) == 0 && inside.st_dev == outside.st_dev && inside.st_ino == outside.st_ino))
+        return asked->script;
+    if (fcntl(asked->script_fd, F_SETFD, 0) != 0 || asprintf(&name, "/proc/self/fd/%d", asked->script_fd) < 0)
+        die("can't hand over the script: %s", strerror(errno));
+    return name;
+}
+
 static void choose_command(struct list *words, const struct invocation *asked, const struct document *record)
 {
     if (asked->entrypoint_given && asked->entrypoint) {
@@ -109,7 +125,7 @@ static void choose_command(struct list *words, const struct invocation *asked, c
         list_add(words, shell ? shell : "/bin/sh");
     }
     for (char **word = asked->command; *word; word++)
-        list_add(words, *word);
+        list_add(words, *word == asked->script ? script_name(asked) : *word);
     list_add(words, NULL);
 }
 
@@ -202,19 +218,6 @@ static const char *small_file(const char *path, char *text, size_t room)
         close(fd);
     text[size > 0 ? size : 0] = 0;
     return text;
-}
-
-/* Return whether two names of an image say the same; a name without a type only equals another one without. */
-static bool same_image(const char *left, const char *right)
-{
-    char first[PATH_MAX + 16], second[PATH_MAX + 16];
-    if (!right || strcmp(left, right) == 0)
-        return right != NULL;
-    enum reference_kind kind = parse_reference(left, "docker", first, sizeof first);
-    if (kind == REFERENCE_OTHER || kind != parse_reference(right, "docker", second, sizeof second) || strcmp(first, second) != 0)
-        return false;
-    return parse_reference(left, "custom", first, sizeof first) == kind && parse_reference(right, "custom", second, sizeof second) == kind &&
-           strcmp(first, second) == 0;
 }
 
 /* Return whether the marker, a JSON object of plain strings, has that value. A value that needs escapes never matches. */

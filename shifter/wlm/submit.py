@@ -60,7 +60,7 @@ def image(text: str) -> list[tuple[str, str]]:
             raise AccessError(f"image {ref}: its access list names neither you nor one of your groups")
     finally:
         images.close()
-    return [("SHIFTER_IMAGE", identifier), ("SHIFTER_IMAGETYPE", "id"), ("SHIFTER_IMAGEREQUEST", str(ref))]
+    return [("SHIFTER_IMAGE", identifier), ("SHIFTER_IMAGETYPE", "id"), ("SHIFTER_IMAGEREQUEST", text)]
 
 
 def main() -> int:

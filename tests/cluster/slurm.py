@@ -94,6 +94,11 @@ class Slurm:
             self.remove()
             raise
 
+    @property
+    def has_cgroups(self) -> bool:
+        """Slurm has cgroups here, so an extern step that adopts processes."""
+        return bool(self._cgroup)
+
     # -- start and end --
 
     def _furnish(self, node: Node) -> None:

@@ -1,7 +1,20 @@
 """Jobs of a real Slurm in images: what sbatch, srun and salloc of an ordinary user do, on three nodes."""
 
+import json
+
+import pytest
+
 from tests.cluster.slurm import Slurm
-from tests.node import PREFIX
+from tests.images import Tree
+from tests.node import PREFIX, Node, wait_for
+
+HELLO = "hello from the image\n"
+once = pytest.mark.parametrize("propagation", ["shared"], indirect=True)
+"""What does not depend on mount propagation is run with one, that of most real nodes."""
+
+
+def udis(node: Node) -> list[str]:
+    return sorted(udi["key"] for udi in json.loads(node.shifterctl("ps", "--json", check=True).stdout))
 
 
 def test_batch_job(slurm: Slurm) -> None:
@@ -12,7 +25,135 @@ def test_batch_job(slurm: Slurm) -> None:
 shifter cat /usr/lib/hello.txt /var/hostsfile
 shifter sh -c 'for node in node1 node2 node3; do ssh $node "hostname; cat /usr/lib/hello.txt; id -un"; done'
 srun shifter hostname | sort
+srun sh -c 'shifter --image=tiny:1 readlink /proc/self/ns/mnt; shifter readlink /proc/self/ns/mnt' | sort | uniq -c | wc -l
 """
     job = slurm.submit(script)
-    nodes = "".join(f"node{n}\nhello from the image\nalice\n" for n in (1, 2, 3))
-    assert slurm.finish(job) == f"hello from the image\nnode1\nnode2\nnode3\n{nodes}node1\nnode2\nnode3\n"
+    nodes = "".join(f"node{n}\n{HELLO}alice\n" for n in (1, 2, 3))
+    assert slurm.finish(job) == f"{HELLO}node1\nnode2\nnode3\n{nodes}node1\nnode2\nnode3\n3\n"
+    for node in slurm.nodes:
+        assert udis(node) == []
+        assert node.run("ls /run/shifter/jobs").stdout == ""
+
+
+@once
+def test_srun_and_salloc(slurm: Slurm) -> None:
+    """No option but the image; tasks count as /var/hostsfile does; the shell of salloc is the user's own, outside."""
+    done = slurm.run("srun", "-N2", "-n3", "--image=tiny:1", f"{PREFIX}/bin/shifter", "cat", "/var/hostsfile")
+    assert (sorted(done.stdout.split()), done.stderr) == (["node1"] * 6 + ["node2"] * 3, "")
+    job = slurm.submit(f"#!{PREFIX}/bin/shifter /bin/sh\ncat /usr/lib/hello.txt; echo $1", "--image=tiny:1", "--export=NONE")
+    assert slurm.finish(job) == f"{HELLO}\n"
+    done = slurm.run("salloc", "-N2", "--exclusive", "--image=tiny:1", "sh", "-c", "srun shifter cat /usr/lib/hello.txt; env")
+    assert done.returncode == 0, done.stderr
+    ident = slurm.head.run("readlink /images/tags/docker:tiny:1").stdout.strip()
+    assert done.stdout.startswith(HELLO * 2)
+    assert {"SHIFTER_IMAGETYPE=id", f"SHIFTER_IMAGE={ident}", "SHIFTER_IMAGEREQUEST=tiny:1"} <= {*done.stdout.splitlines()}
+
+
+@once
+def test_two_users_share_a_node(slurm: Slurm) -> None:
+    """Each has their own UDI; no sshd, since ports and processors are not one job's there. It can be asked for, by the site."""
+    script = "shifter sh -c 'id -un; cat /var/hostsfile'; : > $SLURM_JOB_ID; while [ -e $SLURM_JOB_ID ]; do sleep 0.1; done"
+    submitted = {user: slurm.submit(script, "-wnode1", "--image=tiny:1", user=user) for user in ("alice", "bob")}
+    for user, job in submitted.items():
+        wait_for(lambda user=user, job=job: slurm.head.exists(f"/home/{user}/{job}"))
+    assert udis(slurm.head) == sorted(f"job.{job}" for job in submitted.values())
+    assert not any(listener.port == 1204 for listener in slurm.head.listeners())
+    done = slurm.head.shifter("id", "-un", user="bob", env={"SLURM_JOB_ID": submitted["alice"]})
+    assert done.returncode != 0 and done.stdout == ""
+    for user, job in submitted.items():
+        slurm.head.run(["rm", f"/home/{user}/{job}"])
+    for user, job in submitted.items():
+        assert slurm.finish(job, user) == f"{user}\nnode1\n"
+    job = slurm.submit("echo not reached", "-wnode1", "--image=tiny:1", "--sshd=yes")
+    assert slurm.wait_state(job, "FAILED")
+    assert slurm.output(job) == "shifter: --sshd=yes: the nodes of this job are shared with other jobs; use --exclusive\n"
+    for node in slurm.nodes:
+        node.conf(sharedNodeSshd=1, sshdPort="1204-1299")
+    job = slurm.submit("shifter ssh node2 hostname", "-wnode[1-2]", "--image=tiny:1", "--sshd=yes")
+    assert slurm.finish(job) == "node2\n"
+
+
+@once
+def test_another_image_in_a_step(slurm: Slurm, image: Tree) -> None:
+    """A tag that moves moves no running job; a step may have another image, built on demand, which goes with the job."""
+    other = slurm.nodes.add_image("docker:other:1", image, "VFS")
+    slurm.head.write(f"/images/{other}./etc/issue", "other\n")
+    script = """\
+shifter cat /etc/issue
+srun --image=other:1 shifter cat /etc/issue
+srun --volume=$HOME:/mnt shifter ls -d /mnt/.
+srun shifter cat /etc/issue
+srun shifter --image=tiny:1 cat /etc/issue
+shifter --image=docker:tiny:1 cat /etc/issue
+"""
+    wait = "touch ready; while [ -e ready ]; do sleep 0.1; done\n"
+    job = slurm.submit(wait + script, "--image=tiny:1")
+    wait_for(lambda: slurm.head.exists("/home/alice/ready"))
+    slurm.nodes[0].tag_image("tiny:1", other)
+    slurm.head.run("rm /home/alice/ready")
+    assert slurm.finish(job) == "Tiny\nother\n/mnt/.\nTiny\nTiny\nother\n"
+
+
+@once
+def test_submission_is_refused_with_the_reason(slurm: Slurm) -> None:
+    wrong = {
+        ("--image=tiny:2",): "no image docker:tiny:2; did you mean docker:tiny:1?",
+        ("--image=",): "no image name",
+        ("--image=ti;ny",): "the character ';' is not allowed",
+        ("--volume=/home:/mnt",): "--volume is of no use without --image",
+        ("--image=tiny:1", "--volume=home:/mnt"): "'home' is not an absolute path",
+        ("--image=tiny:1", "--volume=/home:/mnt", "--volume=/home:/etc/x"): "/etc",
+        ("--image=tiny:1", "--sshd=maybe"): "--sshd='maybe': it must be one of yes, no, auto",
+        ("--image=tiny:1", "--sshd=no", "--sshd=\nyes"): "it must be one of yes, no, auto",
+    }
+    for options, reason in wrong.items():
+        for command in (["sbatch", "--wrap=true"], ["srun", "true"], ["salloc", "true"]):
+            done = slurm.run(command[0], *options, command[1])
+            assert done.returncode != 0 and f"{command[0]}: error: shifter: " in done.stderr, (options, done)
+            assert reason in done.stderr and "Traceback" not in done.stderr
+    assert slurm.run("squeue", "-h", "-t", "all").stdout == ""
+
+
+@once
+def test_failed_set_up(slurm: Slurm) -> None:
+    """The job ends with the reason, the node is not to blame: or as the site wants it."""
+    bad = ("-N2", "--image=tiny:1", "--volume=/nowhere:/mnt")
+    reason = "shifter: volume /nowhere: No such file or directory\n"
+    job = slurm.submit("echo not reached", *bad)
+    slurm.wait_state(job, "FAILED")
+    assert slurm.output(job) == reason
+    done = slurm.run("srun", *bad, "echo", "not reached")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count(reason) == 2
+    slurm.wait_idle()
+    for node in slurm.nodes:
+        assert node.run("ls /run/shifter/jobs").stdout == ""
+        node.conf(prologFailure="ignore")
+    job = slurm.submit("echo reached; shifter --image=tiny:1 --volume=/home:/mnt cat /usr/lib/hello.txt", *bad)
+    assert slurm.finish(job) == f"reached\n{HELLO}"
+    for node in slurm.nodes:
+        node.conf(prologFailure="drain")
+    job = slurm.submit("echo not reached", *bad)
+    wait_for(lambda: slurm.run("sinfo", "-h", "-N", "-o", "%T %E").stdout.count("drained Prolog error") == 2, pause=0.1)
+    slurm.run("scancel", job)
+    slurm.run("scontrol", "update", "nodename=node[1-2]", "state=resume", user="root", check=True)
+    slurm.run("scontrol", "reconfigure", user="root", check=True)
+
+
+def test_tmp_of_the_job(slurm: Slurm) -> None:
+    """With job_container/tmpfs a job's /tmp is its own, and what is seen in the container, on every node and over ssh."""
+
+
+@once
+def test_sshd_is_in_the_extern_step(slurm: Slurm) -> None:
+    """So Slurm counts and limits it, and kills it when the job ends, before the epilog."""
+    job = slurm.submit("sleep 1000", "-N2", "--exclusive", "--image=tiny:1")
+    slurm.wait_state(job, "RUNNING")
+    wait_for(lambda: slurm.head.exists(f"/var/lib/slurm/d/node1_{job}.4294967291"))
+    for node in slurm.nodes[:2]:
+        listener = node.wait_port(1204)
+        if slurm.has_cgroups:
+            for pid in listener.pids:
+                assert f"/uid_5001/job_{job}/step_extern" in node.run(f"cat /proc/[0-9]*/cgroup | grep freezer").stdout
+    slurm.run("scancel", job)
+    slurm.wait_idle()
+    assert not any(listener.port == 1204 for node in slurm.nodes for listener in node.listeners())

@@ -98,6 +98,17 @@ VARIABLES = [
 ]
 
 
+def same_image(left: str, right: str | None) -> bool:
+    """Whether both name the same image, whatever type a name without one has."""
+    try:
+        kinds = ("docker", "custom")
+        return right is not None and (
+            left == right or all(reference.parse(left, kind) == reference.parse(right, kind) for kind in kinds)
+        )
+    except UsageError:
+        return False
+
+
 def invocation(words: list[str], environment: dict[str, str]) -> list[str]:
     """What the driver should print: the last value of each option, all values of the repeatable ones."""
     try:
@@ -114,10 +125,13 @@ def invocation(words: list[str], environment: dict[str, str]) -> list[str]:
 
     values = {name: [value for key, value in found if key == name] for name in NAMES}
     kind, image, asked = (variable(f"SHIFTER_{name}") for name in ("IMAGETYPE", "IMAGE", "IMAGEREQUEST"))
-    image = f"{kind}:{image}" if kind and image else asked or image
+    pair = f"{kind}:{image}" if kind and image else None
+    submitted, image = asked, pair or asked or image
     asked = asked or image
     if values["image"]:
         image = asked = values["image"][-1]
+        if kind == "id" and pair and same_image(asked, submitted):
+            image = pair
     out = [f"image={image}"] if image is not None else []
     out += [f"request={asked}"] if asked is not None else []
     out += [f"volume={text}" for text in values["volume"] or [variable("SHIFTER_VOLUME")] if text is not None]
@@ -140,6 +154,22 @@ NO_VARIABLES: st.SearchStrategy[dict[str, str]] = st.just({})
 ENVIRONMENT = st.dictionaries(st.sampled_from(VARIABLES), TEXT, max_size=6)
 test_options = BOUNDED(given(WORDS, NO_VARIABLES)(_check_options))
 test_variables = BOUNDED(given(st.lists(WORD, max_size=3), ENVIRONMENT)(_check_options))
+
+
+def test_the_tag_that_a_job_was_submitted_with() -> None:
+    """It is what it meant then, in any spelling; another one, or a type that is no identifier, is looked up."""
+    job = {"SHIFTER_IMAGE": "0a1b", "SHIFTER_IMAGETYPE": "id", "SHIFTER_IMAGEREQUEST": "docker:debian"}
+    for text, image in (
+        ("docker:debian", "id:0a1b"),
+        ("docker:debian:latest", "id:0a1b"),
+        ("docker:debian:12", "docker:debian:12"),
+        ("debian", "debian"),  # perhaps of another type
+        ("", ""),
+    ):
+        assert driver.lines("options", "3", *(f"{k}={v}" for k, v in job.items()), f"--image={text}")[0] == f"image={image}"
+        _check_options([f"--image={text}"], job)
+        _check_options([f"--image={text}"], {f"SLURM_SPANK_{name}": value for name, value in job.items()})
+        _check_options([f"--image={text}"], job | {"SHIFTER_IMAGETYPE": "docker"})
 
 
 # --- image references ------------------------------------------------------------------------------------------------
