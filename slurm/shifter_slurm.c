@@ -99,8 +99,8 @@ int slurm_spank_init(spank_t spank, int count, char **arguments)
     for (int i = 0; i < OPTIONS; i++) {
         char name[64];
         /* In a job its options would be replayed before those of the command line: what the job has is in its environment. */
-        snprintf(name, sizeof name, "_SLURM_SPANK_OPTION_shifter_%s%s", long_names ? "shifter_" : "", NAMES[i]);
-        if (context != S_CTX_REMOTE)
+        snprintf(name, sizeof name, "SLURM_SPANK__SLURM_SPANK_OPTION_shifter_%s%s", long_names ? "shifter_" : "", NAMES[i]);
+        if (context != S_CTX_REMOTE && getenv("SLURM_JOB_ID"))
             unsetenv(name);
         if (spank_option_register(spank, &options[long_names + i]) != ESPANK_SUCCESS)
             slurm_error("shifter: --%s can't be had: another plugin has it (long_options of plugstack.conf avoids that)", options[long_names + i].name);

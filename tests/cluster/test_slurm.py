@@ -1,6 +1,8 @@
 """Jobs of a real Slurm in images: what sbatch, srun and salloc of an ordinary user do, on three nodes."""
 
 import json
+import time
+from typing import Any
 
 import pytest
 
@@ -139,21 +141,87 @@ def test_failed_set_up(slurm: Slurm) -> None:
     slurm.run("scontrol", "reconfigure", user="root", check=True)
 
 
-def test_tmp_of_the_job(slurm: Slurm) -> None:
+CONTAINER = {"job_container.conf": "AutoBasePath=true\nBasePath=/var/jobs\n"}
+
+
+@pytest.mark.parametrize("options", [{"conf": "JobContainerType=job_container/tmpfs\n", "files": CONTAINER}])
+def test_tmp_of_the_job(slurm: Slurm, options: dict[str, Any]) -> None:
     """With job_container/tmpfs a job's /tmp is its own, and what is seen in the container, on every node and over ssh."""
+    for node in slurm.nodes:
+        node.mkdir("/tmp/of-the-node")
+    script = """\
+srun -N3 -n3 touch /tmp/of-the-job
+ls /tmp
+shifter sh -c 'for node in node1 node2 node3; do ssh $node "hostname; ls /tmp; touch /tmp/from-$node"; done'
+srun -N3 -n3 ls /tmp | sort
+srun -N3 -n3 shifter ls /tmp | sort
+"""
+    job = slurm.submit(script, "-N3", "--exclusive", "--image=tiny:1")
+    seen = "from-node1\nfrom-node2\nfrom-node3\n" + "of-the-job\n" * 3
+    assert slurm.finish(job) == "of-the-job\n" + "".join(f"node{n}\nof-the-job\n" for n in (1, 2, 3)) + seen * 2
+    job = slurm.submit("echo not reached", "-N2", "--image=tiny:1", "--volume=/tmp/of-the-node:/mnt")
+    slurm.wait_state(job, "FAILED")
+    assert slurm.output(job) == "shifter: volume /tmp/of-the-node: No such file or directory\n"
 
 
 @once
 def test_sshd_is_in_the_extern_step(slurm: Slurm) -> None:
-    """So Slurm counts and limits it, and kills it when the job ends, before the epilog."""
-    job = slurm.submit("sleep 1000", "-N2", "--exclusive", "--image=tiny:1")
-    slurm.wait_state(job, "RUNNING")
-    wait_for(lambda: slurm.head.exists(f"/var/lib/slurm/d/node1_{job}.4294967291"))
-    for node in slurm.nodes[:2]:
-        listener = node.wait_port(1204)
-        if slurm.has_cgroups:
-            for pid in listener.pids:
-                assert f"/uid_5001/job_{job}/step_extern" in node.run(f"cat /proc/[0-9]*/cgroup | grep freezer").stdout
-    slurm.run("scancel", job)
+    """So Slurm counts and limits it with all sessions, and kills it when the job ends, before the epilog."""
+    script = "shifter ssh node2 'touch session; sleep 1000'"
+    job = slurm.submit(script, "-N2", "--exclusive", "--image=tiny:1")
+    wait_for(lambda: slurm.head.exists("/home/alice/session"))
+    for node in slurm.nodes[:2] if slurm.has_cgroups else ():
+        groups = node.run("for pid in $(pgrep -x 'sshd.*|sleep' -u alice); do cat /proc/$pid/cgroup; done", check=True).stdout
+        where = {line.partition("/slurm_")[2] for line in groups.splitlines() if ":freezer:" in line}
+        assert where == {f"{node.name}/uid_5001/job_{job}/step_extern"}
+    slurm.run("scancel", job, check=True)
     slurm.wait_idle()
     assert not any(listener.port == 1204 for node in slurm.nodes for listener in node.listeners())
+
+
+SLOW = f"""\
+#!/bin/sh
+echo $SLURM_SCRIPT_CONTEXT >> /home/alice/$SLURMD_NODENAME.$SLURM_JOB_ID
+/bin/sleep 0.$((SLURM_JOB_ID % 2 * 6))
+exec {PREFIX}/sbin/shifter-slurm-prolog
+"""
+
+
+@once
+@pytest.mark.parametrize("options", [{"conf": "Prolog=/etc/slurm/prolog\n", "files": {"prolog": SLOW}}])
+def test_end_of_a_job_in_each_phase(slurm: Slurm, options: dict[str, Any]) -> None:
+    """Cancelled while prologs run, in the script, requeued, slurmd restarted meanwhile: nothing is left, nothing drained."""
+    for node in slurm.nodes:
+        node.run("chmod 755 /etc/slurm/prolog; chmod 711 /home/alice", check=True)
+    wanted = ("-N2", "--exclusive", "--image=tiny:1", "--requeue")
+    script = 'shifter cat /usr/lib/hello.txt; shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000; sleep 1000"'
+    job = slurm.submit(script, *wanted)  # 1: its prologs are slow
+    wait_for(lambda: slurm.head.exists(f"/home/alice/node2.{job}"))
+    slurm.run("scancel", job, check=True)
+    slurm.wait_idle()
+    assert slurm.state(job) == "CANCELLED" and slurm.output(job) == ""
+    job = slurm.submit(script, *wanted)
+    wait_for(lambda: slurm.head.exists(f"/home/alice/.{job}"))
+    slurm.restart(slurm.nodes[1])
+    slurm.run("scontrol", "requeue", job, check=True)
+    slurm.wait_idle()
+    time.sleep(1.1)  # within a second of the end of a job slurmd takes its next start for a part of it: no prolog
+    slurm.run("scontrol", "update", f"job={job}", "StartTime=now", check=True)
+    wait_for(lambda: slurm.head.exists(f"/home/alice/1.{job}"), 60)
+    (record,) = json.loads(slurm.head.shifterctl("ps", "--json", check=True).stdout)
+    assert record["key"] == f"job.{job}"
+    slurm.run("scancel", job, check=True)
+    slurm.wait_idle()
+    assert slurm.output(job).count(HELLO) == 1  # a requeued job's output begins anew
+    for node in slurm.nodes:
+        assert udis(node) == [] and node.run("ls /run/shifter/jobs").stdout == ""
+
+
+@once
+def test_job_array(slurm: Slurm) -> None:
+    """Members of an array are jobs of their own, which share the first one's number in what Slurm prints of them."""
+    job = slurm.submit("shifter cat /var/hostsfile", "-n1", "--array=1-5%3", "--image=tiny:1")
+    wait_for(lambda: set(slurm.state(job).split()) == {"COMPLETED"}, 60, 0.1)
+    slurm.wait_idle()
+    outputs = [slurm.output(str(int(job) + number)) for number in range(5)]
+    assert all(output.startswith("node") for output in outputs), outputs
