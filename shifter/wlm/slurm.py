@@ -157,7 +157,7 @@ def _trusted(path: str) -> str:
     try:
         fd = paths.open_trusted(path)
     except (OSError, ShifterError) as error:
-        raise SlurmError(f"SLURM_CONF: {describe(error)}") from None
+        raise SlurmError(f"SLURM_CONF {path[:200]!a}: {error.strerror if isinstance(error, OSError) else error}") from None
     os.close(fd)
     return path
 
@@ -169,6 +169,8 @@ def expand(text: str) -> list[str]:
     """
     found: list[str] = []
     word, depth = "", 0
+    if text.split() != [text]:
+        raise UsageError(f"node list {text[:80]!a}")
     for char in [*text, ","]:
         depth += (char == "[") - (char == "]")
         if char == "," and depth == 0:

@@ -1,0 +1,107 @@
+"""The Job of a Slurm prolog: node lists, tasks, what squeue prints, and environments that somebody else has written."""
+
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shifter import config
+from shifter.errors import ShifterError, UsageError
+from shifter.wlm import slurm
+from shifter.wlm.slurm import Allocation, SlurmError, cpus_per_node, expand, parse_allocation, place_tasks
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("node1", ["node1"]),
+        ("node[1-3,7]", ["node1", "node2", "node3", "node7"]),
+        ("node[08-11],login", ["node08", "node09", "node10", "node11", "login"]),
+        ("r[1-2]n[3-4]-ib", ["r1n3-ib", "r1n4-ib", "r2n3-ib", "r2n4-ib"]),
+    ],
+)
+def test_node_lists(text: str, nodes: list[str]) -> None:
+    """Compared with Slurm's own idea of them."""
+    assert expand(text) == nodes
+    said = subprocess.run(["scontrol", "show", "hostnames", text], capture_output=True, text=True, check=False)
+    if said.returncode == 0:  # without a slurm.conf scontrol answers nothing
+        assert said.stdout.split() == nodes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["node[1-", "node[1-3]]", "node[[1-3]]", "node[a-b]", "node[]", "node[3-1]x[1-99999999999]", "n[1-99999]", "-x", "a b;c"]
+    + ["n[1-1000]m[1-1000]", "node\n1", "$(id)", "../x", "n[1-65536],n[65537-131072]"],
+)  # fmt: skip
+def test_node_lists_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        expand(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="node[]-,0123456789", max_size=40))
+def test_any_node_list_ends(text: str) -> None:
+    try:
+        assert len(expand(text)) <= 65536
+    except UsageError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 2000), st.integers(1, 8))
+def test_tasks_are_placed(cpus: list[int], tasks: int, each: int) -> None:
+    """All of them, at least one on each node, no node above its processors before all are full."""
+    allocation = Allocation(1, 1, 1, 0, True, tasks, each, [f"n{number}" for number in range(len(cpus))])
+    placed = [count for _, count in place_tasks(allocation, cpus)]
+    assert sum(placed) == max(tasks, len(cpus)) and min(placed) >= 1
+    room = [max(count // each, 1) for count in cpus]
+    if any(count > limit for count, limit in zip(placed, room, strict=True)):
+        assert all(count >= limit for count, limit in zip(placed, room, strict=True))
+
+
+def test_processors_of_nodes() -> None:
+    assert cpus_per_node("4(x2),2", 3) == [4, 4, 2]
+    assert cpus_per_node("4(x2)", 3) == cpus_per_node("4(x4)", 3) == cpus_per_node("", 3) == []
+    for text in ("4(x", "x", "4(x2", "4(x99999999)", "-1", "4;2"):
+        with pytest.raises(UsageError):
+            cpus_per_node(f"{text}|", 3)
+
+
+LINE = "7 5001 5001 0 NO 2 4 1 node[1-2]\n"
+
+
+def test_what_squeue_prints() -> None:
+    found = parse_allocation("6 5002 5002 0 OK 1 1 1 node1\n" + LINE, "7")
+    assert found == Allocation(7, 5001, 5001, 0, True, 4, 1, ["node1", "node2"])
+    for word in ("OK", "YES", "USER", "MCS", "no"):
+        assert not parse_allocation(LINE.replace("NO", word), "7").exclusive
+    for text in ("", "8 " + LINE[2:], LINE.replace("node[1-2]", ""), LINE.replace("node[1-2]", "node[1-3]"), LINE.replace("5001", "x")):
+        with pytest.raises(SlurmError):
+            parse_allocation(text, "7")
+
+
+GOOD = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_UID": "0",
+    "SLURMD_NODENAME": "node1",
+    "SPANK_SHIFTER_IMAGE": "0a1b",
+    "SPANK_SHIFTER_IMAGETYPE": "id",
+}
+HOSTILE = st.sampled_from(
+    ["", "0", "-1", "1e3", "99999999999999999999", "7;id", "7\nx", "../..", "$(id)", "`id`", "\x1b[2J", "a" * 9000, "id", "docker"]
+    + ["local", "/", "tiny:1", "/etc:/etc", "/home:/mnt;/x:/y", "yes", "no", "auto", "\udcff", "7 ", "०"]
+) | st.text(max_size=30)  # fmt: skip
+NAMES = st.sampled_from([*slurm.BELIEVED, "PATH", "LD_PRELOAD", "PYTHONPATH", "SHIFTER_IMAGE", "SPANK_SHIFTER_SSH_PUBKEY"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(NAMES, HOSTILE, max_size=6))
+def test_environments_that_no_slurmd_sets(changed: dict[str, str]) -> None:
+    """Each is refused with one line, by an error that the prolog knows how to answer; here there is no such job."""
+    environment = GOOD | {name: value for name, value in changed.items() if "\0" not in value}
+    site = config.Config()
+    site.slurmBinPath = "/nowhere"
+    with pytest.raises(ShifterError) as caught:
+        slurm.job(environment, site)
+    assert "\n" not in caught.value.chain() and len(caught.value.chain()) < 1000
