@@ -39,7 +39,7 @@ BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv 
 ifneq ($(WITH_SSHD),0)
 BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
 endif
-DEMO_PACKAGES  := mmdebstrap debian-archive-keyring
+DEMO_PACKAGES  := mmdebstrap debian-archive-keyring iproute2
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
                   keyutils openssh-client openssh-server slurmctld slurmd slurm-client libslurm-dev munge
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
@@ -282,6 +282,9 @@ bench: deps-bench
 demo: deps-demo
 	@$(MAKE) -s install
 	@PREFIX=$(PREFIX) CONF=$(CONF) bash docs/demo-first-steps.sh
+ifneq ($(WITH_SSHD),0)
+	@PREFIX=$(PREFIX) bash docs/demo-ssh.sh
+endif
 demo-clean:
 	@PREFIX=$(PREFIX) CONF=$(CONF) bash docs/demo-first-steps.sh --clean
 	@$(MAKE) -s uninstall

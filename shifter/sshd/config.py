@@ -48,7 +48,7 @@ _ALIASES = {
 # Left out of every sshd_config: no value of theirs may hold.
 _SERVER_WITHOUT = """
     AllowGroups DenyGroups DenyUsers AuthorizedKeysCommandUser AuthorizedPrincipalsCommandUser GSSAPIKeyExchange
-    HostKeyAgent Include RDomain UseLogin
+    HostKeyAgent Include RDomain UseLogin UsePAM
 """
 # 64 logins at once are an ordinary mpiexec; by OpenSSH's own defaults a third of them is dropped.
 _SERVER_DEFAULTS = (
@@ -86,7 +86,6 @@ def server_config(template: bytes, server: Server, where: str = "sshd_config") -
         ("PermitEmptyPasswords", "no"),
         ("KbdInteractiveAuthentication", "no"),
         ("HostbasedAuthentication", "no"),
-        ("UsePAM", "no"),
         ("HostKey", f"{ETC}/ssh_host_ed25519_key"),
         ("HostCertificate", f"{ETC}/ssh_host_ed25519_key-cert.pub"),
         ("HostKeyAlgorithms", "ssh-ed25519-cert-v01@openssh.com,ssh-ed25519"),

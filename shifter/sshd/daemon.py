@@ -143,7 +143,7 @@ class Sshd:
     def _scan(self, ident: str) -> bytes:
         """Return what ssh-keyscan says of the host certificates; it runs in the UDI, as the user."""
         done = subprocess.run(
-            _in_udi(KEYSCAN, "-c", "-T", "5", "-p", str(self.port), self.address),
+            _in_udi(KEYSCAN, "-c", "-t", "ed25519", "-T", "5", "-p", str(self.port), self.address),
             cwd="/",
             env=_environment(ident),
             preexec_fn=lambda: _enter(self.account),
