@@ -15,7 +15,7 @@ static const char SPECIAL[] = "|&;<>()$`\\\"'*?[]#!{}\n";
 
 static int refuse(const char *what)
 {
-	(void)fprintf(stderr, "shifter: this image has no shell, so %s; name a program and its words: PROGRAM WORD ...\n", what);
+	(void)fprintf(stderr, "shifter: this image has no shell (/bin/sh), so %s; name a program and its words: PROGRAM WORD ...\n", what);
 	return 127;
 }
 

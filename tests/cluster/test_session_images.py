@@ -251,7 +251,7 @@ def test_image_without_a_shell(nodes: Cluster, tmp_path: Path) -> None:
             job.run("scp", protocol, "node1:/etc/group", "/tmp/x")
             assert job.run("cat", "/tmp/x").stdout == job.run("cat", "/etc/group").stdout
         job.run("sftp", "-q", "-b", "-", "node1", input="rm /tmp/x\n")
-        no_shell = "shifter: this image has no shell, so"
+        no_shell = "shifter: this image has no shell (/bin/sh), so"
         for command, status, said in (
             ("hostname; id", 127, f"{no_shell} ; in a command means nothing; name a program"),
             ("cat 'a b'", 127, f"{no_shell} ' in a command means nothing"),

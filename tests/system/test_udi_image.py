@@ -119,6 +119,7 @@ def installer(tmp_path: Path) -> Iterator[Any]:
     tree = tmp_path / "build/udi-image/tree"
     (tree / "libexec").mkdir(parents=True)
     shutil.copyfile(STAGED / "libexec/sftp-server", tree / "libexec/sftp-server")
+    shutil.copyfile(STAGED / "libexec/shell", tmp_path / "build/udi-shell")
     found = manifest()
     found["programs"] = {name: value for name, value in found["programs"].items() if name == "libexec/sftp-server"}
     (tree / "manifest.json").write_text(json.dumps(found))
@@ -159,12 +160,11 @@ def test_what_nobody_edited_follows_the_installation(installer: Any) -> None:
         installer()
         assert os.fstat(held.fileno()).st_nlink == 0 and held.read(4) == b"\x7fELF"
     assert (target / "etc/ssh_config").read_text() == shipped
-    assert sorted(path.name for path in target.rglob("*") if path.is_file()) == [
+    assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == {
         "manifest.json",
-        "sftp-server",
-        "ssh_config",
-        "sshd_config",
-    ]
+        *("libexec/sftp-server", "libexec/shell", "etc/ssh_config", "etc/sshd_config"),
+        *("image/ssh", "image/scp", "image/sftp"),
+    }
 
 
 def test_uninstall_leaves_what_the_site_edited(installer: Any) -> None:
