@@ -5,6 +5,7 @@ Part of the build path.
 
 import posix
 
+from shifter.errors import BuildError
 from shifter.linux import paths, syscalls
 from shifter.udi.assembly import ABSENT, Assembly, write_new
 from shifter.udi.binds import ancestor_in
@@ -99,7 +100,13 @@ class Cover(Operation):
         return f"{UDI_IMAGE}/image/{self.name}"
 
     def execute(self, assembly: Assembly) -> None:
-        ours = assembly.open(f"{UDI_IMAGE}/bin/{self.name}", syscalls.O_PATH | posix.O_NOFOLLOW)
+        try:
+            posix.close(assembly.open(self._place))
+            ours = assembly.open(f"{UDI_IMAGE}/bin/{self.name}", syscalls.O_PATH | posix.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise BuildError(
+                f"the udiImage lacks bin/{self.name} or image/{self.name}: it is of an older Shifter; copy the new one there"
+            ) from None
         original = -1
         for directory in self.directories:
             entry = self._entry(assembly, directory, posix.fstat(ours))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.job import Job
+from tests.cluster.job import SETUP, Job
 from tests.images import Tree
-from tests.node import Cluster, Node, cluster
+from tests.node import PREFIX, Cluster, Node, cluster
 
 MULTI = '#!/bin/sh\necho "${0##*/} of the image"\n'
 """A program with several names, as dropbear or busybox is one."""
@@ -40,6 +40,7 @@ def link(path: str, target: str) -> Callable[[Path], None]:
     def make(root: Path) -> None:
         script(root / "usr/lib/multi")
         there = root / path.lstrip("/")
+        there.parent.mkdir(parents=True, exist_ok=True)
         if there.is_dir() and not there.is_symlink():
             shutil.rmtree(there)
         there.unlink(missing_ok=True)
@@ -172,6 +173,7 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "/opt/udiImage is a link to the node": (link(UDI, "/tmp"), WHOLE),
     "/opt/udiImage is a file": (lambda root: script(root / "opt/udiImage"), WHOLE),
     "/opt/udiImage is the image's": (own_udi_image, WHOLE),
+    "/usr/local/bin is a link to the node": (link("/usr/local/bin", "/tmp"), WHOLE),
     "/opt is a link": (link("/opt", "usr/lib"), WHOLE),
     "/opt is a file": (opt_is_a_file, WHOLE),
     "/var/empty is a link": (link("/var/empty", "/tmp"), WHOLE),
@@ -196,14 +198,15 @@ def test_sessions_in_an_odd_image(nodes: Cluster, image: Tree, tmp_path: Path, k
     nodes.add_image(
         "docker:odd:1", tree, "VFS", env={"PATH": f"/opt/conda/bin:{PATH}" if kind == "an ssh of conda" else PATH}
     )
-    nodes[0].write("/tmp/a.sh", "echo of the node\n", 0o755, "alice")
+    for name in ("a.sh", "ssh"):
+        nodes[0].write(f"/tmp/{name}", "echo of the node\n", 0o755, "alice")
     with Job(nodes, "odd:1") as job:
         script = "echo $PATH; tty; stat -c %U:%G:%a $(tty); cat /var/hostsfile; env | grep SHIFTER_LOGIN || exit 0\n"
         done = job.run("ssh", "-tt", "node1", input=f"stty -echo; PS1=; echo BEG''IN\n{script}")
         first, tty, *rest = done.stdout.replace("\r", "").rpartition("BEGIN\n")[2].splitlines()
         assert first.removeprefix("/opt/conda/bin:") == path and tty.startswith("/dev/pts/")
         assert rest == ["alice:tty:620", "node1"]
-        assert job.sh("scp -q node1:/etc/hostname /tmp/x; rm /tmp/x") == ""
+        assert job.sh("scp -q node1:/etc/hostname /tmp/x; rm /tmp/x; sh /tmp/ssh") == "of the node\n"
 
 
 def test_directory_of_the_node_as_image(nodes: Cluster, image: Tree, tmp_path: Path) -> None:
@@ -283,6 +286,15 @@ def test_volumes_and_site_directories_over_what_is_covered(node: Node, image: Tr
             == "of the user\nof the site\nof the user\n"
         )
         assert job.sh("/usr/bin/ssh node1 hostname; /usr/bin/ssh elsewhere") == f"node1\n{OWN}"
+
+
+def test_udi_image_of_an_older_version(node: Node, image: Tree) -> None:
+    """A copy that the site has not renewed: said in one line, and no job with half of what it needs."""
+    node.add_image("docker:tiny:1", image)
+    node.run(f"cp -r {PREFIX}/libexec/shifter/opt/udiImage /srv/old; rm -r /srv/old/image", check=True)
+    node.conf(udiImagePath="/srv/old")
+    done = node.run([SETUP, "-u", "alice", "-N", "node1/1", "--job", "17", "docker", "tiny:1"])
+    assert done.returncode == 1 and done.stderr.startswith("setupRoot: the udiImage lacks bin/ssh or image/ssh: ")
 
 
 def test_only_the_udi_of_a_job_with_an_sshd_is_changed(node: Node, image: Tree, tmp_path: Path) -> None:

@@ -62,3 +62,11 @@ def test_ssh_from_node_to_node(nodes: Cluster, image: Tree) -> None:
         done = node.run([UNSETUP, "--job", "17"])
         assert (done.returncode, done.stderr) == (0, ""), done
         assert node.listeners() == []
+
+
+def test_ssh_in_the_slot_without_a_job(tiny_node: Node) -> None:
+    setup_root = [SETUP, "-u", "alice", "-N", "node1/1", "docker", "tiny:1"]
+    done = tiny_node.run(setup_root)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert inside(tiny_node, "ssh", "node1", "hostname; env | grep -c SHIFTER_JOB || :") == "node1\n0\n"
+    assert tiny_node.run([UNSETUP]).returncode == 0
