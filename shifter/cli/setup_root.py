@@ -65,6 +65,10 @@ def cli(
         signal.SIGCHLD, signal.SIG_DFL
     )  # who ignores it can wait for no child; a prolog may have inherited that
     begin = time.monotonic()
+
+    def elapsed() -> float:
+        return round(time.monotonic() - begin, 4)
+
     name, uid, gid, groups, home = jobs.account(user, uid, gid)
     spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
     job = jobs.Job(
@@ -82,11 +86,13 @@ def cli(
         home,
         _keys(secret.Account(uid, gid, groups, home), keys, authorize),
     )
-    made = setup.set_up(job, lambda line: text.fail("setupRoot", line))
-    spent = time.monotonic() - begin
+    steps: dict[str, float] = {}
+    made = setup.set_up(job, lambda line: text.fail("setupRoot", line), lambda step: steps.update({step: elapsed()}))
+    spent = elapsed()
     if as_json:
         text.write(
-            json.dumps({"job": ident, "uid": uid, "image": job.image, "made": made, "seconds": round(spent, 4)}) + "\n"
+            json.dumps({"job": ident, "uid": uid, "image": job.image, "made": made, "seconds": spent, "steps": steps})
+            + "\n"
         )
     elif verbose:
         done = f"set up in {spent * 1000:.0f} ms" if made else "was set up already"

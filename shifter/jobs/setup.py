@@ -13,8 +13,10 @@ from shifter.sshd import SshError, daemon, hosts
 from shifter.udi import inventory, pins, records
 
 
-def set_up(job: Job, say: Callable[[str], None]) -> bool:
+def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = lambda _: None) -> bool:
     """Make the UDI of *job*; return False if it was there already. *say* is told what an administrator should know.
+
+    *done* is called with the name of each step at its end.
 
     The same job and request again changes nothing; the same id with another user, request or restart count takes the
     earlier one down first (it can't be running any more), except for the unnamed slot, where it is an error.
@@ -40,18 +42,22 @@ def set_up(job: Job, say: Callable[[str], None]) -> bool:
                 names = [name for name, _ in job.nodes]
                 addresses = hosts.resolve(names)
                 pins.write_file(f"{directory}/{state.SETUP}/hosts", hosts.etc_hosts(names, addresses))
+                done("names")
                 sshd = None
                 try:
                     if job.sshd:
                         sshd = daemon.Sshd.prepare(job, settings, f"{directory}/{state.SETUP}", addresses, say)
                 except SshError as error:
                     say(f"no sshd: {error.chain()}")
+                done("keys")
                 _build_udi(job, settings, home)
+                done("UDI")
                 pins.remove(f"{directory}/{state.SETUP}")
                 if sshd:
                     group = cgroup.propose(job.ident)
                     state.keep_cgroup(directory, group)
                     sshd.start(job.ident, directory, cgroup.make(group))
+                    done("sshd")
                 state.write(directory, job)
             except BaseException:
                 _take_down(job.ident, directory)

@@ -89,7 +89,9 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     if namespace is not None:
         syscalls.setns(namespace)
     if namespace is None:
-        _keep(ident, SAVED, fields.encode([*(("env", f"{name}={text}") for name, text in known.items()), ("end", SAVED)]))
+        _keep(
+            ident, SAVED, fields.encode([*(("env", f"{name}={text}") for name, text in known.items()), ("end", SAVED)])
+        )
     setup.set_up(job, said.append)
     for line in said:
         _say(f"job {ident}: {line}")

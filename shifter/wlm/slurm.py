@@ -157,7 +157,9 @@ def _trusted(path: str) -> str:
     try:
         fd = paths.open_trusted(path)
     except (OSError, ShifterError) as error:
-        raise SlurmError(f"SLURM_CONF {path[:200]!a}: {error.strerror if isinstance(error, OSError) else error}") from None
+        raise SlurmError(
+            f"SLURM_CONF {path[:200]!a}: {error.strerror if isinstance(error, OSError) else error}"
+        ) from None
     os.close(fd)
     return path
 
