@@ -35,10 +35,9 @@ def script(path: Path, text: str = MULTI, mode: int = 0o755) -> None:
 
 
 def link(path: str, target: str) -> Callable[[Path], None]:
-    """A symbolic link instead of what is there; what it may lead to, is /usr/lib/multi."""
+    """A symbolic link instead of what is there."""
 
     def make(root: Path) -> None:
-        script(root / "usr/lib/multi")
         there = root / path.lstrip("/")
         there.parent.mkdir(parents=True, exist_ok=True)
         if there.is_dir() and not there.is_symlink():
@@ -49,71 +48,101 @@ def link(path: str, target: str) -> Callable[[Path], None]:
     return make
 
 
-def merged(root: Path) -> None:
-    """/bin is /usr/bin."""
-    script(root / "usr/bin/ssh")
-    (root / "bin/busybox").replace(root / "usr/bin/busybox")
-    shutil.rmtree(root / "bin")
-    os.symlink("usr/bin", root / "bin")
+Program = Callable[[Path, str], None]
+"""Puts something into the image's root as /usr/bin/NAME."""
 
 
-def hard_link(root: Path) -> None:
-    os.link(root / "bin/busybox", root / "usr/bin/ssh")
+def to(target: str) -> Program:
+    return lambda root, name: link(f"/usr/bin/{name}", target.replace("NAME", name))(root)
 
 
-def everywhere(root: Path) -> None:
-    for place in ("usr/local/bin/ssh", "bin/ssh", "usr/bin/scp", "usr/bin/sftp"):
-        script(root / place)
-    script(root / "usr/bin/ssh", "#!/bin/sh\necho not the first on a PATH\n")
+def mode(mode: int) -> Program:
+    return lambda root, name: script(root / "usr/bin" / name, mode=mode)
 
 
-OWN = "ssh of the image\n"
-# What the image has as /usr/bin/ssh, and what that says when it is asked for another host; None: our own ssh is asked.
-PROGRAMS: dict[str, tuple[Callable[[Path], None], str | None]] = {
-    "a program": (lambda root: script(root / "usr/bin/ssh"), OWN),
-    "in many places": (everywhere, OWN),
-    "/bin is /usr/bin": (merged, OWN),
-    "a hard link to busybox": (hard_link, "ssh: applet not found\n"),
-    "absolute link": (link("/usr/bin/ssh", "/usr/lib/multi"), OWN),
-    "relative link": (link("/usr/bin/ssh", "../lib/multi"), OWN),
-    "link that leads out and back": (link("/usr/bin/ssh", "../../../../../usr/lib/multi"), OWN),
-    "link to a file of the node": (link("/usr/bin/ssh", "../../../../../../etc/machine-id"), None),
-    "link to a program of the node": (link("/usr/bin/ssh", "/opt/shifter/bin/shifter"), None),
-    "link to what anybody may write": (link("/usr/bin/ssh", "/tmp/ssh"), None),
-    "link to our own": (link("/usr/bin/ssh", f"{UDI}/bin/ssh"), None),
-    "link to a home": (link("/usr/bin/ssh", "/home/alice/ssh"), None),
-    "magic link": (link("/usr/bin/ssh", "/proc/self/exe"), None),
-    "dangling link": (link("/usr/bin/ssh", "/nowhere"), None),
-    "loop": (link("/usr/bin/ssh", "ssh"), None),
-    "FIFO": (lambda root: os.mkfifo(root / "usr/bin/ssh"), None),
-    "device": (lambda root: os.mknod(root / "usr/bin/ssh", 0o20666, os.makedev(1, 5)), None),
-    "not executable": (lambda root: script(root / "usr/bin/ssh", mode=0o644), None),
-    "root's alone": (lambda root: script(root / "usr/bin/ssh", mode=0o700), None),
-    "setuid root": (lambda root: script(root / "usr/bin/ssh", mode=0o4755), OWN),
-}
+def everywhere(root: Path, name: str) -> None:
+    for place in ("usr/local/bin", "bin"):
+        script(root / place / name)
+    script(root / "usr/bin" / name, "#!/bin/sh\necho not the first on a PATH\n")
 
 
-@pytest.mark.parametrize("kind", PROGRAMS)
-def test_ssh_of_an_image_is_covered_whatever_it_is(nodes: Cluster, image: Tree, tmp_path: Path, kind: str) -> None:
-    make, says = PROGRAMS[kind]
+def hard_link(root: Path, name: str) -> None:
+    os.link(root / "bin/busybox", root / "usr/bin" / name)
+
+
+def fifo(root: Path, name: str) -> None:
+    os.mkfifo(root / "usr/bin" / name)
+
+
+def device(root: Path, name: str) -> None:
+    os.mknod(root / "usr/bin" / name, 0o20666, os.makedev(1, 5))
+
+
+OWN = "NAME of the image\n"
+OURS = ("Pseudo-terminal", "ssh: Could not resolve", "scp: Connection closed", "Connection closed")
+# What the image has in /usr/bin, and what that says when it is asked for another host; None: our own does that.
+PROGRAMS: list[tuple[str, Program, str | None]] = [
+    ("program", mode(0o755), OWN),
+    ("absolute link", to("/usr/lib/multi"), OWN),
+    ("in many places", everywhere, OWN),
+    ("link out and back", to("../../../../../usr/lib/multi"), OWN),
+    ("setuid root", mode(0o4755), OWN),
+    ("hard link to busybox", hard_link, "NAME: applet not found\n"),
+    ("link to a file of the node", to("../../../../../../etc/machine-id"), None),
+    ("link to what anybody may write", to("/tmp/ssh"), None),
+    ("FIFO", fifo, None),
+    ("link to a program of the node", to("/opt/shifter/bin/shifter"), None),
+    ("link to our own", to(f"{UDI}/bin/NAME"), None),
+    ("device", device, None),
+    ("magic link", to("/proc/self/exe"), None),
+    ("not executable", mode(0o644), None),
+    ("dangling link", to("/nowhere"), None),
+    ("loop", to("NAME"), None),
+    ("link to a home", to("/home/alice/ssh"), None),
+    ("root's alone", mode(0o700), None),
+]
+TRIPLES = [PROGRAMS[first : first + 3] for first in range(0, len(PROGRAMS), 3)]
+
+
+@pytest.mark.parametrize("triple", TRIPLES, ids=lambda triple: ", ".join(kind for kind, _, _ in triple))
+def test_ssh_of_an_image_is_covered_whatever_it_is(
+    nodes: Cluster, image: Tree, tmp_path: Path, triple: list[tuple[str, Program, str | None]]
+) -> None:
+    """Of each image ssh, scp and sftp are three kinds of things."""
     tree = image.copy(tmp_path / "tree")
-    make(tree.path)
+    script(tree.path / "usr/lib/multi")
+    for name, (_, make, _) in zip(("ssh", "scp", "sftp"), triple, strict=True):
+        make(tree.path, name)
     nodes.add_image("docker:odd:1", tree, "VFS")
     for path in ("/tmp/ssh", "/home/alice/ssh"):
-        nodes[0].write(path, "#!/bin/sh\necho of the node\n", 0o755, "alice")
+        nodes[0].write(path, MULTI, 0o755, "alice")
     with Job(nodes, "odd:1") as job:
-        for name in ("ssh", "/usr/bin/ssh", "/bin/ssh") if kind == "in many places" else ("ssh", "/usr/bin/ssh"):
-            assert job.run(name, "node1", "echo $0 in; hostname").stdout.split() == ["sh", "in", "node1"]
-        assert job.sh("cd /tmp; scp -q node1:/etc/hostname x; sftp -q -b /dev/null node1; rm x") == ""
-        # Nothing else of the image has changed: what a link leads to, other names of a program.
-        assert job.sh(
-            "sh /usr/lib/multi; hostname" if "link" in kind and kind != "a hard link to busybox" else "hostname"
-        ).endswith("node1\n")
-        done = job.run("ssh", "no.such.host.invalid", check=False)
-        assert (done.stdout + done.stderr).startswith(says or "Pseudo-terminal"), done
-        assert not any(
-            "/tmp/ssh" in line or "/home" in line for line in job.sh(f"grep {UDI} /proc/self/mountinfo").splitlines()
+        for ssh in ("ssh", "/usr/bin/ssh"):
+            assert job.run(ssh, "node1", "echo $0 in; hostname").stdout.split() == ["sh", "in", "node1"]
+        for scp, sftp in (("scp", "sftp"), ("/usr/bin/scp", "/usr/bin/sftp")):
+            assert job.sh(f"{scp} -q node1:/etc/hostname /tmp/x; rm /tmp/x; {sftp} -q -b /dev/null node1") == ""
+        # Nothing else has changed: what a link leads to, other names of a program.
+        assert job.sh("sh /usr/lib/multi; hostname; sh /tmp/ssh; sh /home/alice/ssh") == (
+            "multi of the image\nnode1\nssh of the image\nssh of the image\n"
         )
+        for name, (kind, _, says) in zip(("ssh", "scp", "sftp"), triple, strict=True):
+            where = ("no.such.host.invalid:x", "/tmp/x") if name == "scp" else ("no.such.host.invalid",)
+            done = job.run(name, *where, check=False)
+            expected = says.replace("NAME", name) if says else OURS
+            assert (done.stdout + done.stderr).startswith(expected), (kind, done)
+
+
+def test_bin_is_usr_bin(nodes: Cluster, image: Tree, tmp_path: Path) -> None:
+    """One program that has two paths, as in every distribution of today."""
+    tree = image.copy(tmp_path / "tree")
+    script(tree.path / "usr/bin/ssh")
+    (tree.path / "bin/busybox").replace(tree.path / "usr/bin/busybox")
+    link("/bin", "usr/bin")(tree.path)
+    nodes.add_image("docker:odd:1", tree, "VFS")
+    with Job(nodes, "odd:1") as job:
+        for name in ("ssh", "/usr/bin/ssh", "/bin/ssh"):
+            assert job.ssh("node1", "hostname") == "node1\n", name
+        assert job.sh("/bin/ssh elsewhere; grep -c ' /usr/bin/ssh ' /proc/self/mountinfo") == "ssh of the image\n1\n"
 
 
 def directory(root: Path) -> None:
@@ -164,47 +193,44 @@ def profile_file(root: Path) -> None:
     (root / "etc/profile.d").write_text("")
 
 
-PATH = "/image/bin:/bin:/usr/bin"
+def tty_group(root: Path) -> None:
+    script(root / "etc/group", "root:x:0:\ntty:x:7:\nalice:x:5:\n")
+
+
+PATH = "/opt/conda/bin:/bin:/usr/bin"
 WHOLE = f"{PATH}:{UDI}/bin"
 # What is odd about the image, and the PATH of a login shell in it.
-IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "/usr/bin/ssh is a directory": (directory, WHOLE),
-    "/opt/udiImage is a link": (link(UDI, "/etc"), WHOLE),
-    "/opt/udiImage is a link to the node": (link(UDI, "/tmp"), WHOLE),
-    "/opt/udiImage is a file": (lambda root: script(root / "opt/udiImage"), WHOLE),
-    "/opt/udiImage is the image's": (own_udi_image, WHOLE),
-    "/usr/local/bin is a link to the node": (link("/usr/local/bin", "/tmp"), WHOLE),
-    "/opt is a link": (link("/opt", "usr/lib"), WHOLE),
-    "/opt is a file": (opt_is_a_file, WHOLE),
-    "/var/empty is a link": (link("/var/empty", "/tmp"), WHOLE),
-    "/var/hostsfile is a link": (link("/var/hostsfile", "/etc/passwd"), WHOLE),
-    "another tty group": (lambda root: script(root / "etc/group", "root:x:0:\ntty:x:7:\nalice:x:5:\n"), WHOLE),
-    "an ssh of conda": (conda, WHOLE),
-    "/etc/profile": (profile, WHOLE),
-    "/etc/profile.d": (profile_directory, f"{WHOLE}:/a"),
-    "/etc/profile.d is a link": (profile_link, f"{WHOLE}:/a"),
-    "/etc/profile.d is a link to the node": (profile_elsewhere("/tmp"), WHOLE),
-    "/etc/profile.d is a dangling link": (profile_elsewhere("/nowhere"), WHOLE),
-    "/etc/profile.d is a loop": (profile_elsewhere("profile.d"), WHOLE),
-    "/etc/profile.d is a file": (profile_file, WHOLE),
+IMAGES: dict[str, tuple[list[Callable[[Path], None]], str]] = {
+    "udiImage is a link; no profile.d": ([link(UDI, "/etc"), profile], WHOLE),
+    "udiImage is a link to the node; a profile.d": ([link(UDI, "/tmp"), profile_directory], f"{WHOLE}:/a"),
+    "udiImage is a file; profile.d a link": (
+        [lambda root: script(root / "opt/udiImage"), profile_link],
+        f"{WHOLE}:/a",
+    ),
+    "udiImage is the image's; profile.d a link to the node": ([own_udi_image, profile_elsewhere("/tmp")], WHOLE),
+    "opt is a link; profile.d a dangling one": ([link("/opt", "usr/lib"), profile_elsewhere("/nowhere")], WHOLE),
+    "opt is a file; profile.d a loop": ([opt_is_a_file, profile_elsewhere("profile.d")], WHOLE),
+    "an ssh of conda; profile.d is a file": ([conda, profile_file], WHOLE),
+    "links in /var; no profile": ([link("/var/empty", "/tmp"), link("/var/hostsfile", "/etc/passwd")], WHOLE),
+    "ssh is a directory; another tty group": ([directory, tty_group], WHOLE),
+    "/usr/local/bin is a link to the node": ([link("/usr/local/bin", "/tmp")], WHOLE),
 }
 
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_sessions_in_an_odd_image(nodes: Cluster, image: Tree, tmp_path: Path, kind: str) -> None:
-    make, path = IMAGES[kind]
+    makers, path = IMAGES[kind]
     tree = image.copy(tmp_path / "tree")
-    make(tree.path)
-    nodes.add_image(
-        "docker:odd:1", tree, "VFS", env={"PATH": f"/opt/conda/bin:{PATH}" if kind == "an ssh of conda" else PATH}
-    )
+    for make in makers:
+        make(tree.path)
+    nodes.add_image("docker:odd:1", tree, "VFS", env={"PATH": PATH})
     for name in ("a.sh", "ssh"):
         nodes[0].write(f"/tmp/{name}", "echo of the node\n", 0o755, "alice")
     with Job(nodes, "odd:1") as job:
         script = "echo $PATH; tty; stat -c %U:%G:%a $(tty); cat /var/hostsfile; env | grep SHIFTER_LOGIN || exit 0\n"
         done = job.run("ssh", "-tt", "node1", input=f"stty -echo; PS1=; echo BEG''IN\n{script}")
         first, tty, *rest = done.stdout.replace("\r", "").rpartition("BEGIN\n")[2].splitlines()
-        assert first.removeprefix("/opt/conda/bin:") == path and tty.startswith("/dev/pts/")
+        assert first == path and tty.startswith("/dev/pts/")
         assert rest == ["alice:tty:620", "node1"]
         assert job.sh("scp -q node1:/etc/hostname /tmp/x; rm /tmp/x; sh /tmp/ssh") == "of the node\n"
 
@@ -285,7 +311,7 @@ def test_volumes_and_site_directories_over_what_is_covered(node: Node, image: Tr
             job.sh("/bin/ssh node1; /usr/local/bin/ssh node1; /usr/bin/new")
             == "of the user\nof the site\nof the user\n"
         )
-        assert job.sh("/usr/bin/ssh node1 hostname; /usr/bin/ssh elsewhere") == f"node1\n{OWN}"
+        assert job.sh("/usr/bin/ssh node1 hostname; /usr/bin/ssh elsewhere") == "node1\nssh of the image\n"
 
 
 def test_udi_image_of_an_older_version(node: Node, image: Tree) -> None:
@@ -305,7 +331,7 @@ def test_only_the_udi_of_a_job_with_an_sshd_is_changed(node: Node, image: Tree, 
     with Job([node], "odd:1", "--no-sshd") as job:
         assert (
             job.sh("/usr/bin/ssh; ls /etc/profile.d 2>/dev/null || :; ls -l /opt/udiImage/image | grep -c ' 0 '")
-            == f"{OWN}3\n"
+            == "ssh of the image\n3\n"
         )
     done = node.shifter("--image=odd:1", "/usr/bin/ssh")
-    assert done.stdout == OWN
+    assert done.stdout == "ssh of the image\n"
