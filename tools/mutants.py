@@ -117,7 +117,7 @@ class Result:
 
 
 class Copy:
-    """A copy of the working tree in *top*, with the virtual environment and the dependencies of the original."""
+    """A copy of the working tree in *top*, with the virtual environment, the dependencies and the OpenSSH of the original."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -128,12 +128,12 @@ class Copy:
                 (top / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPO / name, top / name)  # with its time: make must not find the dependencies to be old
         (top / "build").mkdir()
-        for name in ("venv", "python-deps"):
+        for name in ("venv", "python-deps", "udi-image"):
             (top / "build" / name).symlink_to(REPO / "build" / name)
 
     def build(self) -> None:
         """Bring build/stage up to date. Raises MutantError."""
-        done = self._run(["make", "-s", "WITH_SSHD=0", "stage"])  # no check is in what it would add
+        done = self._run(["make", "-s", "stage"])
         if done.returncode != 0:
             raise MutantError(f"it can't be built:\n{done.stdout}{done.stderr}")
 
