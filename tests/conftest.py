@@ -172,6 +172,8 @@ COUNTS = {
     "signalled doors": (15, 300),
     "frozen doors": (2, 40),
     "different requests at once": (60, 1000),
+    "cycles of a job": (3, 200),
+    "set-ups while a home changes": (3, 100),
 }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pwd
+import re
 from dataclasses import dataclass, field
 
 from shifter import request
@@ -84,7 +85,7 @@ def account(name: str, uid: int | None, gid: int | None) -> tuple[str, int, int,
 def parse_nodes(text: str) -> list[tuple[str, int]]:
     """Return (name, tasks) of each node in *text*: names separated by blanks, each with ``/TASKS`` or 1. Raises UsageError."""
     nodes: dict[str, int] = {}
-    for word in text.split():
+    for word in filter(None, re.split(r"[ \t\r\n]", text)):  # str.split() knows 25 more blanks
         name, slash, count = word.partition("/")
         if not _is_host_name(name):
             raise UsageError(f"node {word[:200]!r} is no host name")
