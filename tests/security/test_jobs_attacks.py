@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_image_with_something_in_our_places(node: Node, image: Tree, tmp_path: Path, kind: str) -> None:
+def test_image_with_something_in_our_places(image: Tree, tmp_path: Path, kind: str) -> None:
     odd = image.copy(tmp_path / "odd")
     for place in PLACES:
         path = odd.path / place
@@ -144,24 +144,27 @@ def test_image_with_something_in_our_places(node: Node, image: Tree, tmp_path: P
             path.rmdir()
         path.parent.mkdir(parents=True, exist_ok=True)
         KINDS[kind](path)
-    node.add_image("docker:odd:1", odd)
-    node.write("/srv/marker/file", "of the node\n")
-    before = node.run("ls -lRA /srv /root").stdout
-    done = setup(node, "-N", "node1/2", image="odd:1")
-    assert (done.returncode, done.stderr) == (0, ""), done
-    assert node.shifter("cat", "/var/hostsfile").stdout == "node1\nnode1\n"
-    assert login(node) == "node1\n"
-    owners = node.shifter("stat", "-c", "%u %F", "/opt/udiImage/bin/ssh", "/opt/udiImage/etc/sshd_config").stdout
-    assert owners == "0 regular file\n" * 2
-    unsetup(node)
-    assert node.run("ls -lRA /srv /root").stdout == before
+    with Node() as node:
+        node.add_image("docker:odd:1", odd)
+        node.write("/srv/marker/file", "of the node\n")
+        before = node.run("ls -lRA /srv /root").stdout
+        done = setup(node, "-N", "node1/2", image="odd:1")
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert node.shifter("cat", "/var/hostsfile").stdout == "node1\nnode1\n"
+        assert login(node) == "node1\n"
+        owners = node.shifter("stat", "-c", "%u %F", "/opt/udiImage/bin/ssh", "/opt/udiImage/etc/sshd_config").stdout
+        assert owners == "0 regular file\n" * 2
+        unsetup(node)
+        assert node.run("ls -lRA /srv /root").stdout == before
+        node.check_leaks()
 
 
 # --- host lists ------------------------------------------------------------------------------------------------------
 
 NAMES = (
     "a'b", 'a"b', "a`id`", "$(id)", "a\\b", "a,b", "a*", "!a", "a%h", "a=b", "a#b", "-oProxyCommand=id", "a..b", ".a", "a.",
-    "\x1b[2J", "a\u2028b", "n\u00f6de", "\u0661", "a" * 64, "a." * 130, "a/-1", "a/0", "a/1x", "a/\u0661", "a/" + "9" * 400, "/1", "a\x1cb", "a\x0bb", "a\x85b", "a\xa0b",
+    "\x1b[2J", "a\u2028b", "n\u00f6de", "\u0661", "a" * 64, "a." * 130, "a/-1", "a/0", "a/1x", "a/\u0661", "a/" + "9" * 400, "/1",
+    "a\x1cb", "a\x0bb", "a\x85b", "a\xa0b",
 )  # fmt: skip
 
 
@@ -212,21 +215,19 @@ time.sleep(1000)
 """
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "127.0.1.1"])
-def test_another_user_has_the_port(tiny_node: Node, address: str) -> None:
+def test_another_user_has_the_port(tiny_node: Node) -> None:
     """Called as our sshd is, and on one address only: no sshd for the job, which is said, and no harm to the other one."""
-    argv = ["/usr/bin/python3", "-c", FAKE, address, str(PORT)]
-    fake = tiny_node.popen(argv, "bob", argv0=f"sshd: {PREFIX}/sbin/sshd -D [listener]")
-    assert fake.stdout is not None and fake.stdout.readline() == "ready\n"
-    done = setup(tiny_node)
-    assert done.returncode == 0 and f"no sshd: port {PORT} is in use" in done.stderr and done.stderr.count("\n") == 1, (
-        done
-    )
-    assert tiny_node.shifter("id", "-un").stdout == "alice\n"
-    unsetup(tiny_node)
-    assert fake.poll() is None
-    fake.kill()
-    fake.communicate()
+    for address in ("0.0.0.0", "127.0.0.1", "127.0.1.1"):
+        argv = ["/usr/bin/python3", "-c", FAKE, address, str(PORT)]
+        fake = tiny_node.popen(argv, "bob", argv0=f"sshd: {PREFIX}/sbin/sshd -D [listener]")
+        assert fake.stdout is not None and fake.stdout.readline() == "ready\n"
+        done = setup(tiny_node)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1) and f"no sshd: port {PORT} is in use" in done.stderr
+        assert tiny_node.shifter("id", "-un").stdout == "alice\n"
+        unsetup(tiny_node)
+        assert fake.poll() is None
+        fake.kill()
+        fake.communicate()
     assert (setup(tiny_node).stderr, login(tiny_node)) == ("", "node1\n")
     unsetup(tiny_node)
 
@@ -234,7 +235,7 @@ def test_another_user_has_the_port(tiny_node: Node, address: str) -> None:
 # --- the end of a job ------------------------------------------------------------------------------------------------
 
 
-def sessions(node: Node, command: str) -> subprocess.Popen[str]:
+def session(node: Node, command: str) -> subprocess.Popen[str]:
     """An ssh session in the job's UDI, started from inside of it; it has said "ready"."""
     process = node.popen([DOOR, "/opt/udiImage/bin/ssh", "node1", command], "alice")
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -250,19 +251,19 @@ STAYING = {
     "while ! readlink /proc/$!/root | grep r$; do sleep 0.02; done >/dev/null; echo ready; sleep 1000",
     "user namespaces in each other": "unshare -Urm unshare -Urm sh -c 'cd /home; echo ready; exec sleep 1000'",
     "its cwd in a volume": "cd /mnt && echo ready && sleep 1000",
-    "a fork bomb": "b() { while :; do sleep 0.05 & sh -c 'sleep 0.05 & sleep 0.1' & done; }; b 2>/dev/null & echo ready; cat",
+    "a fork bomb": "b() { while :; do sleep 0.05 & sh -c 'sleep 0.05 & sleep 0.1' & done; }; b 2>/dev/null & echo ready; wait",
 }
 
 
-@pytest.mark.parametrize("what", STAYING)
-def test_sessions_end_with_the_job(tiny_node: Node, what: str) -> None:
+def test_sessions_end_with_the_job(tiny_node: Node) -> None:
+    """All of them at once, and what the user runs outside of the job goes on."""
     assert setup(tiny_node, "-v", "/tmp:/mnt").stderr == ""
-    limited = tiny_node.popen(["sleep", "1000"], "alice")  # the user's, and no part of the job
-    running = sessions(tiny_node, STAYING[what])
+    outside = tiny_node.popen(["sleep", "1000"], "alice")
+    running = [session(tiny_node, command) for command in STAYING.values()]
     unsetup(tiny_node)
-    assert running.wait(10) != 0 and limited.poll() is None
-    limited.kill()
-    limited.communicate()
+    assert 0 not in [process.wait(10) for process in running] and outside.poll() is None
+    outside.kill()
+    outside.communicate()
     nothing_left(tiny_node)
 
 
@@ -305,7 +306,7 @@ def test_namespace_that_was_passed_to_the_outside(tiny_node: Node) -> None:
 def test_sessions_end_although_the_state_was_wiped(tiny_node: Node, wiped: str) -> None:
     """What runs is found by what stands in its root; the next set-up works."""
     assert setup(tiny_node).stderr == ""
-    running = sessions(tiny_node, "echo ready; sleep 1000")
+    running = session(tiny_node, "echo ready; sleep 1000")
     tiny_node.run(wiped, check=True)
     unsetup(tiny_node)
     assert running.wait(10) != 0
