@@ -202,7 +202,7 @@ install: build
 	  $(call put,0644,"$$f",'"$$d/$${f##*/}"'); done
 	@umask 022; B='$(D)$(PREFIX)/share'; b=$$B/bash-completion/completions; \
 	if [ -f completions/shifter.bash ]; then $(call put,0644,completions/shifter.bash,'"$$b/shifter"'); \
-	  for c in shifterimg shifterctl; do ln -sfn shifter "$$b/$$c"; done; fi; \
+	  for c in shifterimg shifterctl setupRoot unsetupRoot; do ln -sfn shifter "$$b/$$c"; done; fi; \
 	if [ -f completions/shifter.zsh ]; then $(call put,0644,completions/shifter.zsh,'"$$B/zsh/site-functions/_shifter"'); fi; \
 	if [ -f completions/shifter.fish ]; then f=$$B/fish/vendor_completions.d; $(call put,0644,completions/shifter.fish,'"$$f/shifter.fish"'); \
 	  for c in shifterimg shifterctl; do ln -sfn shifter.fish "$$f/$$c.fish"; done; fi
@@ -226,7 +226,7 @@ uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and t
 	rm -f bin/shifter bin/shifterimg bin/shifterctl sbin/setupRoot sbin/unsetupRoot sbin/shifter-slurm-{prolog,epilog}; \
 	rm -rf libexec/shifter/python share/doc/shifter lib/shifter; \
 	rm -f share/man/man*/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot,udiRoot.conf,shifter-*}.[1-8]; \
-	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl} share/zsh/site-functions/_shifter \
+	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot} share/zsh/site-functions/_shifter \
 	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
 	find . -depth -mindepth 1 -type d -empty -delete; cd /; rmdir '$(D)$(PREFIX)' 2>/dev/null || true
 	@rm -f '$(D)$(SYSCONFDIR)/udiRoot.conf.example'; rmdir '$(D)$(SYSCONFDIR)' 2>/dev/null || true

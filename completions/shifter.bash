@@ -1,4 +1,4 @@
-# bash completion for shifter, shifterimg and shifterctl (loaded by bash-completion)
+# bash completion for shifter, shifterimg, shifterctl, setupRoot and unsetupRoot (loaded by bash-completion)
 
 # The images that the user may use: the first column of "shifterimg images" without its head.
 _shifter_images() {
@@ -125,7 +125,7 @@ _shifterctl() {
     local cur prev words cword
     _get_comp_words_by_ref -n =: cur prev words cword
     if ((cword == 1)); then
-        COMPREPLY=($(compgen -W 'config gc plan ps release udi-image --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'config gc logs plan ps release udi-image --help --version' -- "$cur"))
         return
     fi
     case ${words[1]} in
@@ -137,6 +137,7 @@ _shifterctl() {
                 COMPREPLY=($(compgen -W '--json --path --help' -- "$cur"))
             fi
             ;;
+        logs) _shifter_job ;;
         plan) COMPREPLY=($(compgen -W '--json --' -- "$cur")) ;;
         udi-image) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
         release) _filedir ;;
@@ -152,6 +153,74 @@ _shifterctl() {
     esac
 }
 
+# A job of this node, which only root sees, after --job; else the options in $1 as well.
+_shifter_job() {
+    if [[ $prev == --job ]]; then
+        COMPREPLY=($(compgen -W "$(ls /run/shifter/jobs 2>/dev/null)" -- "$cur"))
+    else
+        COMPREPLY=($(compgen -W "--job --help ${1-}" -- "$cur"))
+    fi
+}
+
+_setupRoot() {
+    local cur prev words cword
+    _get_comp_words_by_ref -n =: cur prev words cword
+    case $prev in
+        -u | --user)
+            COMPREPLY=($(compgen -A user -- "$cur"))
+            return
+            ;;
+        -U | --uid)
+            _uids
+            return
+            ;;
+        -G | --gid)
+            _gids
+            return
+            ;;
+        -N | --node-spec)
+            COMPREPLY=($(compgen -A hostname -S / -- "$cur"))
+            compopt -o nospace
+            return
+            ;;
+        -v | --volume | --nodes | --authorize)
+            _filedir
+            return
+            ;;
+        -m | --module)
+            COMPREPLY=($(compgen -W none -- "$cur"))
+            return
+            ;;
+        --job)
+            _shifter_job
+            return
+            ;;
+        docker | custom | id)
+            _shifter_offer "$(_shifter_images | sed -n "s/^$prev://p")"
+            return
+            ;;
+        local)
+            _filedir -d
+            return
+            ;;
+        --restart | -s | --key) return ;;
+    esac
+    if [[ $cur == -* ]]; then
+        _shifter_job '-h --version -u --user -U --uid -G --gid -v --volume -m --module -N --node-spec --nodes --restart
+            --sshd --no-sshd -s --key --authorize -V --verbose --json'
+        return
+    fi
+    COMPREPLY=($(compgen -W 'docker custom id local' -- "$cur"))
+}
+
+_unsetupRoot() {
+    local cur prev words cword
+    _get_comp_words_by_ref -n =: cur prev words cword
+    _shifter_job '-h --version --json'
+}
+
 complete -F _shifter shifter
 complete -F _shifterimg shifterimg
 complete -F _shifterctl shifterctl
+complete -F _setupRoot setupRoot
+complete -F _unsetupRoot unsetupRoot

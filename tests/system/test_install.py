@@ -98,6 +98,22 @@ def test_over_a_running_installation(dest: Path) -> None:
     os.close(tree)
 
 
+def test_manual_pages_and_completions(dest: Path) -> None:
+    """Each page can be read without a warning of the formatter, and what it refers to is there."""
+    pages = {path.name: path for path in (dest / "opt/shifter/share/man").rglob("*.[1-8]")}
+    assert {"shifter.1", "setupRoot.8", "unsetupRoot.8", "shifter-sshd.7"} <= set(pages)
+    for name, path in pages.items():
+        command = ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(path)]
+        done = subprocess.run(command, cwd=dest / "opt/shifter/share/man", capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "") and "NAME" in done.stdout, (name, done.stderr)
+        for other, section in re.findall(r"^\.BR ([-\w.]+) \((\d)\)", path.read_text(), re.M):
+            ours = other.lower().startswith(("shifter", "setuproot", "unsetuproot", "udiroot"))
+            assert not ours or f"{other}.{section}" in pages, (name, other)
+    for name in ("shifter", "shifterimg", "shifterctl", "setupRoot", "unsetupRoot"):
+        completion = dest / "opt/shifter/share/bash-completion/completions" / name
+        assert f"complete -F _{name} {name}\n" in completion.read_text()
+
+
 def test_uninstall(dest: Path) -> None:
     (dest / "opt/shifter/bin/of-the-site").write_text("x")
     (dest / "etc/shifter/udiRoot.conf").write_text("mine\n")
