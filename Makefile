@@ -41,8 +41,9 @@ BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
 endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring iproute2
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
-                  keyutils openssh-client openssh-server rsync slurmctld slurmd slurm-client libslurm-dev munge
-BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns
+                  keyutils openssh-client openssh-server rsync screen tmux slurmctld slurmd slurm-client libslurm-dev munge
+BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns \
+                  openssh-server dropbear-bin
 
 # apt-get runs only when something is missing.
 define apt-install
@@ -278,6 +279,7 @@ fuzz-coverage: deps ## the lines of the door's parsing that the corpus reaches, 
 bench: deps-bench
 	@$(VPY) -B benchmarks/launch.py $(BENCH_ARGS)
 	@$(VPY) -B benchmarks/files.py $(BENCH_ARGS)
+	@$(VPY) -B benchmarks/ssh.py
 
 demo: deps-demo
 	@$(MAKE) -s install
