@@ -1,4 +1,4 @@
-"""Terminals over ssh from node to node of a job, whatever /dev/pts of the nodes is."""
+"""Terminals in a job, on its own node and over ssh from node to node, whatever /dev/pts of the nodes is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import tests.debian
 from tests.images import Tree
 from tests.node import PREFIX, Cluster, Terminal, cluster
-from tests.ptys import HOSTS, SHELL, made_inside, work_at
+from tests.ptys import HOSTS, SHELL, made_inside, shows_the_nodes, work_at
 
 SETUP, UNSETUP, DOOR = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot", f"{PREFIX}/bin/shifter"
 
@@ -50,14 +50,16 @@ ROWS = [
 
 
 @pytest.mark.parametrize("host", dict(ROWS))
-def test_interactive_shell_on_another_node(debian: Tree, propagation: str, host: str) -> None:
-    """The terminal that sshd makes has a name, an owner and a group; jobs are controlled, sizes arrive."""
+def test_interactive_shells_of_a_job(debian: Tree, propagation: str, host: str) -> None:
+    """The caller's own terminal, and the one that sshd makes: name, owner and group; jobs are controlled, sizes arrive."""
     with cluster(2, shared=propagation == "shared", devpts=HOSTS[host]) as nodes:
         nodes.add_image("docker:debian:12", debian)
         for mode in (mode for name, mode in ROWS if name == host):
             nodes.conf(devpts=mode)
             set_up(nodes)
             with Terminal(nodes[0]) as terminal:
+                shown = shows_the_nodes(host, mode)
+                assert work_at(terminal, [DOOR, *SHELL]) == (terminal.name if shown else "/dev/console")
                 assert work_at(terminal, to_node2(*SHELL)).startswith("/dev/pts/")
                 look = "tty; stat -c %U:%G:%a $(tty); hostname"
                 lines = terminal.run(to_node2(look))[1].replace("\r", "").splitlines()
