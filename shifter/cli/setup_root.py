@@ -15,6 +15,7 @@ from shifter.images import reference
 from shifter.jobs import job as jobs
 from shifter.jobs import setup
 from shifter.sshd import secret, trust
+from shifter.wlm import generic
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,8 +34,9 @@ from shifter.sshd import secret, trust
 @click.option("--authorize", metavar="FILE", help="Further public keys from a file, which is read as the user.")
 @click.option("-V", "--verbose", is_flag=True, help="Say what was done.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object about it.")
-@click.argument("kind", metavar="TYPE")
-@click.argument("image", metavar="IDENTIFIER|TAG")
+@click.option("--from-json", "described", metavar="FILE", help="All about the job, from FILE (- for standard input).")
+@click.argument("kind", metavar="TYPE", default="")
+@click.argument("image", metavar="IDENTIFIER|TAG", default="")
 def cli(
     user: str,
     uid: int | None,
@@ -50,6 +52,7 @@ def cli(
     authorize: str | None,
     verbose: bool,
     as_json: bool,
+    described: str | None,
     kind: str,
     image: str,
 ) -> None:
@@ -59,44 +62,41 @@ def cli(
     """
     if os.geteuid() != 0:
         raise AccessError("only root can set up a job")
-    if not user and uid is None:
-        raise UsageError("whose job? -u NAME, or -U UID")
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # who ignores it can wait for no child; a prolog may have inherited that
+    # Who ignores it can wait for no child; a prolog may have inherited that.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     begin = time.monotonic()
 
     def elapsed() -> float:
         return round(time.monotonic() - begin, 4)
 
-    name, uid, gid, groups, home = jobs.account(user, uid, gid)
-    spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
-    job = jobs.Job(
-        jobs.parse_ident(ident),
-        name,
-        uid,
-        gid,
-        groups,
-        _reference(kind, image),
-        list(volumes),
-        [module for text_ in modules for module in text_.split(",") if module.lower() != "none"],
-        jobs.parse_nodes(spec),
-        restart,
-        sshd,
-        home,
-        _keys(secret.Account(uid, gid, groups, home), keys, authorize),
-    )
+    if described is not None:
+        job = generic.read(described)
+    else:
+        spec = f"{node_spec} {_read_nodes(nodes)}" if nodes else node_spec
+        job = _job(user, uid, gid, kind, image)
+        job.ident, job.restart, job.sshd = jobs.parse_ident(ident), restart, sshd
+        job.volumes, job.nodes = list(volumes), jobs.parse_nodes(spec)
+        job.modules = [module for text_ in modules for module in text_.split(",") if module.lower() != "none"]
+        job.authorized = _keys(secret.Account(job.uid, job.gid, job.groups, job.home), keys, authorize)
     steps: dict[str, float] = {}
     made = setup.set_up(job, lambda line: text.fail("setupRoot", line), lambda step: steps.update({step: elapsed()}))
     spent = elapsed()
     if as_json:
-        text.write(
-            json.dumps({"job": ident, "uid": uid, "image": job.image, "made": made, "seconds": spent, "steps": steps})
-            + "\n"
-        )
+        what = {"job": job.ident if described else ident, "uid": job.uid, "image": job.image, "made": made}
+        text.write(json.dumps({**what, "seconds": spent, "steps": steps}) + "\n")
     elif verbose:
         done = f"set up in {spent * 1000:.0f} ms" if made else "was set up already"
-        text.write(f"{job.title}: {text.escape(job.image)} for {text.escape(name)} {done}\n")
+        text.write(f"{job.title}: {text.escape(job.image)} for {text.escape(job.user)} {done}\n")
+
+
+def _job(user: str, uid: int | None, gid: int | None, kind: str, image: str) -> jobs.Job:
+    """Return the job as far as its user and its image make it. Raises UsageError."""
+    if not user and uid is None:
+        raise UsageError("whose job? -u NAME, or -U UID")
+    if not image:
+        raise click.UsageError("Missing argument: TYPE and IDENTIFIER, or TAG, of the image")
+    name, uid, gid, groups, home = jobs.account(user, uid, gid)
+    return jobs.Job("", name, uid, gid, groups, _reference(kind, image), home=home)
 
 
 def _keys(account: secret.Account, keys: tuple[str, ...], path: str | None) -> list[bytes]:
