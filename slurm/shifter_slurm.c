@@ -37,6 +37,12 @@ SPANK_PLUGIN(shifter, 1)
 extern int slurm_stepd_connect(const char *directory, const char *node, slurm_step_id_t *step, uint16_t *version) __attribute__((weak));
 extern int slurm_stepd_add_extern_pid(int fd, uint16_t version, pid_t pid) __attribute__((weak));
 
+#define DIGITS(number) '0' + (number) / 10 % 10, '0' + (number) % 10
+/* Slurm loads a plugin of its own release only; shifterctl doctor looks for this text to say so first. */
+__attribute__((used)) static const char BUILT_FOR[] = {
+    'b', 'u', 'i', 'l', 't', ' ', 'f', 'o', 'r', ' ', 'S', 'l', 'u', 'r', 'm', ' ', DIGITS(SLURM_VERSION_MAJOR(SLURM_VERSION_NUMBER)), '.',
+    DIGITS(SLURM_VERSION_MINOR(SLURM_VERSION_NUMBER)), '.', DIGITS(SLURM_VERSION_MICRO(SLURM_VERSION_NUMBER)), 0};
+
 enum { IMAGE, VOLUME, MODULE, SSHD, OPTIONS };
 
 static const char *const NAMES[OPTIONS] = {"image", "volume", "module", "sshd"};

@@ -174,6 +174,7 @@ COUNTS = {
     "different requests at once": (60, 1000),
     "cycles of a job": (3, 200),
     "set-ups while a home changes": (3, 100),
+    "hostile environments": (8, 2000),
 }
 
 

@@ -14,6 +14,7 @@ from shifter.errors import AccessError, ShifterError, describe
 from shifter.jobs import job as jobs
 from shifter.jobs import state
 from shifter.udi import inventory
+from shifter.wlm import doctor
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,6 +130,7 @@ def show(as_json: bool, file: str) -> None:
 
 
 cli.add_command(udi_image.command)
+cli.add_command(doctor.command)
 
 
 def ask_door(*arguments: str) -> bytes:

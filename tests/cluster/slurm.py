@@ -95,6 +95,11 @@ class Slurm:
             raise
 
     @property
+    def conf(self) -> str:
+        """What slurm.conf says."""
+        return self._files["slurm.conf"]
+
+    @property
     def has_cgroups(self) -> bool:
         """Slurm has cgroups here, so an extern step that adopts processes."""
         return bool(self._cgroup)

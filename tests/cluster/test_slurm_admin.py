@@ -1,0 +1,114 @@
+"""What an administrator has of Shifter under Slurm: doctor, job_submit.lua, and prologs that somebody has lied to."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.slurm import Slurm
+from tests.node import PREFIX, REPO, wait_for
+
+once = pytest.mark.parametrize("propagation", ["shared"], indirect=True)
+PROLOG, EPILOG = f"{PREFIX}/sbin/shifter-slurm-prolog", f"{PREFIX}/sbin/shifter-slurm-epilog"
+
+
+@once
+def test_doctor(slurm: Slurm) -> None:
+    """Nothing is wrong with the configuration of these tests; each thing taken away is missed, with what to do."""
+    node = slurm.head
+    done = node.shifterctl("doctor", "--slurm")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    kinds = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert kinds == ({"ok"} if slurm.has_cgroups else {"ok", "advice"})
+    assert node.shifterctl("doctor", "--slurm", "--quiet").stdout == ""
+    assert node.shifterctl("doctor", "--slurm", user="alice").returncode == 0
+    good = node.read("/etc/slurm/plugstack.conf")
+    node.write("/etc/slurm/plugstack.conf", "required other.so\ninclude /etc/slurm/more/*.conf\n")
+    done = node.shifterctl("doctor", "--slurm", "--quiet")
+    assert done.returncode == 1
+    assert done.stdout == f"wrong: /etc/slurm/plugstack.conf: add the line: {good.strip()}\n"
+    node.write("/etc/slurm/more/shifter.conf", good)
+    assert node.shifterctl("doctor", "--slurm", "--quiet").returncode == 0
+    node.conf(sharedNodeSshd=1)
+    assert "sshdPort=1204-1299 gives each job its own" in node.shifterctl("doctor", "--slurm", "--quiet").stdout
+    node.conf(slurmBinPath="/nowhere")
+    assert "slurmBinPath" in node.shifterctl("doctor", "--slurm").stdout
+    node.conf()
+    node.write("/root/prolog", f"#!/bin/sh\nexec {PROLOG}\n", 0o755)
+    for lines, said in (
+        ("Prolog=/root/prolog\nPrologFlags=Alloc\n", "advice: slurm.conf: PrologFlags=DeferBatch"),
+        ("Epilog=/bin/true\nPrologFlags=Alloc\n", f"wrong: slurm.conf: Epilog=/bin/true: set it to {EPILOG}"),
+        ("PrologFlags=NoHold\n", "PrologFlags=Contain: else sshd"),
+        ("ProctrackType=proctrack/linuxproc\n", "only proctrack/cgroup can take the sshd into the job"),
+    ):
+        for each in slurm.nodes:
+            each.write("/etc/slurm/slurm.conf", slurm.conf + lines)
+        slurm.run("scontrol", "reconfigure", user="root", check=True)
+        done = node.shifterctl("doctor", "--slurm")
+        assert said in done.stdout and done.returncode == ("wrong:" in done.stdout), (said, done)
+
+
+LUA = {"job_submit.lua": (REPO / "slurm/job_submit.lua").read_text()}
+
+
+@once
+@pytest.mark.parametrize("options", [{"conf": "JobSubmitPlugins=lua\n", "files": LUA}])
+def test_sshd_on_shared_nodes_is_refused_at_submission(slurm: Slurm, options: dict[str, Any]) -> None:
+    done = slurm.run("sbatch", "--image=tiny:1", "--sshd=yes", "--wrap=true")
+    assert done.returncode == 1 and "--sshd=yes needs nodes of one's own: add --exclusive" in done.stderr
+    for options_ in (["--sshd=auto"], ["--sshd=yes", "--exclusive"], ["--sshd=no"], []):
+        job = slurm.submit("shifter true", "--image=tiny:1", *options_)
+        slurm.finish(job)
+
+
+VALUES: list[Callable[[random.Random], str]] = [
+    lambda r: "",
+    lambda r: r.choice(["0", "1", "-1", "5001", "5002", "18446744073709551617", "7;id", "1 2", "0x1", "$(id)", "../1", "\x1b[2J"]),
+    lambda r: r.choice(["docker", "id", "local", "custom", "yes", "no", "auto", "none", "node1", "node2", "node[1-3]", "node[1-99999999]"]),
+    lambda r: r.choice(["/", "/etc", "/root:/mnt", "/home/alice:/mnt", "/etc/shadow:/mnt", "/tmp:/etc", "/tmp:/mnt:rw;/x", "/proc/1/root:/r"]),
+    lambda r: r.choice(["tiny:1", "docker:tiny:1", "/images", "../../etc", "local:/", "a" * 10000, "\udcff\udcfe", "é", "/dev/zero"]),
+    lambda r: r.choice(["/home/bob/slurm.conf", "/dev/zero", "/proc/self/environ", "/etc/shadow", "/run/shifter/site"]),
+    lambda r: "".join(chr(r.randrange(1, 256)) for _ in range(r.randrange(1, 40))),
+]  # fmt: skip
+SENT = ["SPANK_SHIFTER_IMAGE", "SPANK_SHIFTER_IMAGETYPE", "SPANK_SHIFTER_VOLUME", "SPANK_SHIFTER_MODULE", "SPANK_SHIFTER_SSHD"]
+SENT += ["SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", "SLURM_NODELIST"]
+SENT += ["LD_PRELOAD", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PATH", "HOME", "SHIFTER_IMAGE", "SPANK_SHIFTER_SSH_PUBKEY"]
+
+
+@pytest.mark.soak
+@once
+def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Callable[[str], None]) -> None:
+    """Replayed straight into prolog and epilog, while a job of alice's runs: no UDI but of that job's user for that job."""
+    node = slurm.head
+    for name in ("slurm.conf", "evil.py"):
+        node.write(f"/home/bob/{name}", "import os; os.mkdir('/run/evil')\n", owner="bob")
+    job = slurm.submit("sleep 10000", "-wnode1", "--job-name=x UserId=bob(5002) OverSubscribe=NO", user="alice")
+    wait_for(lambda: slurm.state(job) == "RUNNING")
+    true = {"SLURM_JOB_ID": job, "SLURM_JOB_UID": "5001", "SLURMD_NODENAME": "node1", "SLURM_JOB_CPUS_PER_NODE": "1"}
+    good = {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker"}
+    generator = random.Random(f"{job} {counts['hostile environments']}")
+    refused = built = 0
+    for number in range(counts["hostile environments"]):
+        lies = generator.sample(SENT, generator.randrange(1, 5))
+        environment = true | good | {name: generator.choice(VALUES)(generator) for name in lies}
+        done = node.run([PROLOG], env=environment, clean=True)
+        assert "Traceback" not in done.stderr and done.returncode in (0, 1), (environment, done)
+        udis = json.loads(node.shifterctl("ps", "--json", check=True).stdout)
+        if udis:  # then nothing that counts was a lie: it is alice's job, and her wish
+            assert [(udi["uid"], udi["key"]) for udi in udis] == [(5001, f"job.{job}")], environment
+            assert {name: environment[name] for name in ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME")} == {
+                name: true[name] for name in ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME")
+            }, environment
+            assert not node.listeners() or all(listener.port != 1204 for listener in node.listeners())
+            built += 1
+        else:
+            refused += 1
+        done = node.run([EPILOG], env=environment, clean=True)
+        assert "Traceback" not in done.stderr, (environment, done)
+        assert node.run([EPILOG], env=true | good, clean=True).returncode == 0
+        assert json.loads(node.shifterctl("ps", "--json").stdout) == [], (number, environment)
+    assert not node.exists("/run/evil") and node.run("ls /run/shifter/jobs").stdout == ""
+    finding(f"{refused + built} hostile environments: {refused} without a UDI, {built} with alice's own")
+    slurm.run("scancel", job, check=True)
