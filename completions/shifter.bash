@@ -125,7 +125,7 @@ _shifterctl() {
     local cur prev words cword
     _get_comp_words_by_ref -n =: cur prev words cword
     if ((cword == 1)); then
-        COMPREPLY=($(compgen -W 'config gc logs plan ps release udi-image --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'config doctor gc logs plan ps release udi-image --help --version' -- "$cur"))
         return
     fi
     case ${words[1]} in
@@ -139,6 +139,7 @@ _shifterctl() {
             ;;
         logs) _shifter_job ;;
         plan) COMPREPLY=($(compgen -W '--json --' -- "$cur")) ;;
+        doctor) COMPREPLY=($(compgen -W '--slurm --quiet --help' -- "$cur")) ;;
         udi-image) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
         release) _filedir ;;
         config)

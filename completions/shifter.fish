@@ -63,14 +63,17 @@ complete -c shifterimg -n '__fish_seen_subcommand_from import' -l group -x -a '(
 complete -c shifterimg -n '__fish_seen_subcommand_from images inspect' -l json -d 'Print JSON'
 complete -c shifterimg -n '__fish_seen_subcommand_from lookup inspect rm' -a '(__shifter_images)'
 
-set -l commands config gc plan ps release udi-image
+set -l commands config doctor gc plan ps release udi-image
 complete -c shifterctl -f
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a config -d 'Check or show udiRoot.conf'
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a gc -d 'Take down what is idle'
+complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look at Slurm on this node'
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a plan -d 'Show what a launch would do'
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a ps -d 'List UDIs'
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a release -d 'Take down what holds a path'
 complete -c shifterctl -n "not __fish_seen_subcommand_from $commands" -a udi-image -d 'Show the OpenSSH for containers'
+complete -c shifterctl -n '__fish_seen_subcommand_from doctor' -l slurm -d 'Look at Slurm'
+complete -c shifterctl -n '__fish_seen_subcommand_from doctor' -l quiet -d 'Only what is wrong'
 complete -c shifterctl -n '__fish_seen_subcommand_from gc' -l all -d Everything
 complete -c shifterctl -n '__fish_seen_subcommand_from gc' -l keep-images -d 'Leave images mounted'
 complete -c shifterctl -n '__fish_seen_subcommand_from plan udi-image' -l json -d 'Print JSON'

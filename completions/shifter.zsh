@@ -55,6 +55,7 @@ _shifter_ctl() {
         '(- : *)'{-h,--help}'[show help]' '(- : *)--version[show the version]' \
         '1:command:((config\:"check or show udiRoot.conf" gc\:"take down what is idle" ps\:"list UDIs"
             plan\:"show what a launch would do"
+            doctor\:"look at Slurm on this node"
             release\:"take down what holds a path"
             udi-image\:"show the OpenSSH for containers"))' \
         '*::argument:->argument'
@@ -62,6 +63,7 @@ _shifter_ctl() {
     case $line[1] in
         gc) _arguments '--all[everything]' '--keep-images[leave images mounted]' ;;
         ps) _arguments '--json[print JSON]' '--path[only UDIs that hold it]:path:_files' ;;
+        doctor) _arguments '--slurm[look at Slurm]' '--quiet[only what is wrong]' ;;
         plan | udi-image) _arguments '--json[print JSON]' ;;
         release) _arguments '1:path:_directories' ;;
         config) _arguments '--json[print JSON]' '1:command:((check\:"print faults" show\:"print values and origins"))' '2:file:_files' ;;

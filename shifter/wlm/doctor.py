@@ -110,11 +110,20 @@ def _perilog(key: str, value: str, program: str) -> tuple[str, str]:
 def _flags(found: dict[str, str]) -> Iterator[tuple[str, str]]:
     flags = {flag.lower() for flag in found.get("PrologFlags", "").split(",")}
     if not flags & {"alloc", "contain"}:
-        yield "wrong", "slurm.conf: PrologFlags=Alloc,Contain,DeferBatch: without Alloc a node is set up with its first step"
+        yield (
+            "wrong",
+            "slurm.conf: PrologFlags=Alloc,Contain,DeferBatch: without Alloc a node is set up with its first step",
+        )
     if "deferbatch" not in flags:
-        yield "advice", "slurm.conf: PrologFlags=DeferBatch: else a script starts while other nodes are still being set up"
+        yield (
+            "advice",
+            "slurm.conf: PrologFlags=DeferBatch: else a script starts while other nodes are still being set up",
+        )
     if "contain" not in flags:
-        yield "advice", "slurm.conf: PrologFlags=Contain: else sshd and what it starts are not counted and limited by Slurm"
+        yield (
+            "advice",
+            "slurm.conf: PrologFlags=Contain: else sshd and what it starts are not counted and limited by Slurm",
+        )
     if found.get("JobContainerType") == "job_container/tmpfs" and "contain" not in flags:
         yield "wrong", "slurm.conf: job_container/tmpfs needs PrologFlags=Contain, or /tmp in containers is the node's"
     tracking = found.get("ProctrackType", "")
@@ -128,7 +137,11 @@ def _plugstack(found: dict[str, str]) -> tuple[str, str]:
         path = f"{os.path.dirname(found.get('SLURM_CONF', '/etc/slurm/slurm.conf'))}/plugstack.conf"
     for line in _lines(path, 0):
         words = line.split()
-        if len(words) > 1 and words[0] in ("required", "optional") and os.path.realpath(words[1]) == os.path.realpath(PLUGIN):
+        if (
+            len(words) > 1
+            and words[0] in ("required", "optional")
+            and os.path.realpath(words[1]) == os.path.realpath(PLUGIN)
+        ):
             return "ok", f"{path}: {line}"
     return "wrong", f"{path}: add the line: required {PLUGIN}"
 
@@ -151,7 +164,10 @@ def _lines(path: str, depth: int) -> Iterator[str]:
 def _sharing(settings: config.Config, found: dict[str, str]) -> Iterator[tuple[str, str]]:
     first, last = settings.sshdPort
     if settings.sharedNodeSshd and first == last:
-        yield "wrong", f"udiRoot.conf: sharedNodeSshd=1 with the one port {first}: sshdPort={first}-{first + 95} gives each job its own"
+        yield (
+            "wrong",
+            f"udiRoot.conf: sharedNodeSshd=1 with the one port {first}: sshdPort={first}-{first + 95} gives each job its own",
+        )
     if settings.prologFailure == "job" and not os.path.exists(PLUGIN):
         yield "wrong", f"udiRoot.conf: prologFailure=job: only {PLUGIN} can end a job whose set-up failed"
     if int(re.sub(r"\D.*", "", found.get("PrologEpilogTimeout", "")) or 65534) < settings.udiBuildTimeout:

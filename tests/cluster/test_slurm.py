@@ -42,19 +42,27 @@ def test_srun_and_salloc(slurm: Slurm) -> None:
     """No option but the image; tasks count as /var/hostsfile does; the shell of salloc is the user's own, outside."""
     done = slurm.run("srun", "-N2", "-n3", "--image=tiny:1", f"{PREFIX}/bin/shifter", "cat", "/var/hostsfile")
     assert (sorted(done.stdout.split()), done.stderr) == (["node1"] * 6 + ["node2"] * 3, "")
-    job = slurm.submit(f"#!{PREFIX}/bin/shifter /bin/sh\ncat /usr/lib/hello.txt; echo $1", "--image=tiny:1", "--export=NONE")
+    job = slurm.submit(
+        f"#!{PREFIX}/bin/shifter /bin/sh\ncat /usr/lib/hello.txt; echo $1", "--image=tiny:1", "--export=NONE"
+    )
     assert slurm.finish(job) == f"{HELLO}\n"
-    done = slurm.run("salloc", "-N2", "--exclusive", "--image=tiny:1", "sh", "-c", "srun shifter cat /usr/lib/hello.txt; env")
+    done = slurm.run(
+        "salloc", "-N2", "--exclusive", "--image=tiny:1", "sh", "-c", "srun shifter cat /usr/lib/hello.txt; env"
+    )
     assert done.returncode == 0, done.stderr
     ident = slurm.head.run("readlink /images/tags/docker:tiny:1").stdout.strip()
     assert done.stdout.startswith(HELLO * 2)
-    assert {"SHIFTER_IMAGETYPE=id", f"SHIFTER_IMAGE={ident}", "SHIFTER_IMAGEREQUEST=tiny:1"} <= {*done.stdout.splitlines()}
+    assert {"SHIFTER_IMAGETYPE=id", f"SHIFTER_IMAGE={ident}", "SHIFTER_IMAGEREQUEST=tiny:1"} <= {
+        *done.stdout.splitlines()
+    }
 
 
 @once
 def test_two_users_share_a_node(slurm: Slurm) -> None:
     """Each has their own UDI; no sshd, since ports and processors are not one job's there. It can be asked for, by the site."""
-    script = "shifter sh -c 'id -un; cat /var/hostsfile'; : > $SLURM_JOB_ID; while [ -e $SLURM_JOB_ID ]; do sleep 0.1; done"
+    script = (
+        "shifter sh -c 'id -un; cat /var/hostsfile'; : > $SLURM_JOB_ID; while [ -e $SLURM_JOB_ID ]; do sleep 0.1; done"
+    )
     submitted = {user: slurm.submit(script, "-wnode1", "--image=tiny:1", user=user) for user in ("alice", "bob")}
     for user, job in submitted.items():
         wait_for(lambda user=user, job=job: slurm.head.exists(f"/home/{user}/{job}"))
@@ -68,7 +76,9 @@ def test_two_users_share_a_node(slurm: Slurm) -> None:
         assert slurm.finish(job, user) == f"{user}\nnode1\n"
     job = slurm.submit("echo not reached", "-wnode1", "--image=tiny:1", "--sshd=yes")
     assert slurm.wait_state(job, "FAILED")
-    assert slurm.output(job) == "shifter: --sshd=yes: the nodes of this job are shared with other jobs; use --exclusive\n"
+    assert (
+        slurm.output(job) == "shifter: --sshd=yes: the nodes of this job are shared with other jobs; use --exclusive\n"
+    )
     for node in slurm.nodes:
         node.conf(sharedNodeSshd=1, sshdPort="1204-1299")
     job = slurm.submit("shifter ssh node2 hostname", "-wnode[1-2]", "--image=tiny:1", "--sshd=yes")
@@ -171,7 +181,9 @@ def test_sshd_is_in_the_extern_step(slurm: Slurm) -> None:
     job = slurm.submit(script, "-N2", "--exclusive", "--image=tiny:1")
     wait_for(lambda: slurm.head.exists("/home/alice/session"))
     for node in slurm.nodes[:2] if slurm.has_cgroups else ():
-        groups = node.run("for pid in $(pgrep -x 'sshd.*|sleep' -u alice); do cat /proc/$pid/cgroup; done", check=True).stdout
+        groups = node.run(
+            "for pid in $(pgrep -x 'sshd.*|sleep' -u alice); do cat /proc/$pid/cgroup; done", check=True
+        ).stdout
         where = {line.partition("/slurm_")[2] for line in groups.splitlines() if ":freezer:" in line}
         assert where == {f"{node.name}/uid_5001/job_{job}/step_extern"}
     slurm.run("scancel", job, check=True)

@@ -166,7 +166,10 @@ def test_the_tag_that_a_job_was_submitted_with() -> None:
         ("debian", "debian"),  # perhaps of another type
         ("", ""),
     ):
-        assert driver.lines("options", "3", *(f"{k}={v}" for k, v in job.items()), f"--image={text}")[0] == f"image={image}"
+        assert (
+            driver.lines("options", "3", *(f"{k}={v}" for k, v in job.items()), f"--image={text}")[0]
+            == f"image={image}"
+        )
         _check_options([f"--image={text}"], job)
         _check_options([f"--image={text}"], {f"SLURM_SPANK_{name}": value for name, value in job.items()})
         _check_options([f"--image={text}"], job | {"SHIFTER_IMAGETYPE": "docker"})

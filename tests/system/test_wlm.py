@@ -35,38 +35,9 @@ def test_job_in_json(tiny_node: Node) -> None:
     assert "was set up already" in tiny_node.run([SETUP, "-V", "--from-json", "/root/job"]).stdout
     assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
     assert udis(tiny_node) == []
-
-
-REFUSED: list[tuple[str | dict[str, Any], str]] = [
-    ("[]", "it must be an object"),
-    ("{", "no JSON"),
-    ("[" * 100000, "no JSON"),
-    ({"Sshd": False}, "'Sshd' is not one of job, user"),
-    ({"sshd": "no"}, "sshd must be of JSON's kind for bool"),
-    ({"uid": True}, "uid must be of JSON's kind for int"),
-    ({"job": ""}, "job, image and user (or uid) are needed"),
-    ({"job": "../x"}, "job id '../x'"),
-    ({"uid": 5002}, "user alice has uid 5001 on this node, not 5002"),
-    ({"uid": -1}, "uid -1 is out of range"),
-    ({"image": "tiny:1"}, "no type"),
-    ({"image": "docker:ti\nny"}, "is not allowed"),
-    ({"volumes": ["/tmp:/etc"]}, "belongs to the system"),
-    ({"volumes": "/tmp:/mnt"}, "volumes must be of JSON's kind for list"),
-    ({"volumes": ["/tmp\n:/mnt"]}, "without control characters"),
-    ({"nodes": ["a b"]}, "nodes must be"),
-    ({"nodes": [{"name": "a", "tasks": "2"}]}, "nodes must be"),
-    ({"nodes": [{"name": "a", "tasks": 0}]}, "node 'a/0'"),
-    ({"nodes": [{"host": "a"}]}, "nodes must be"),
-    ({"authorize": ['command="x" ssh-ed25519 AAAA']}, "authorize"),
-]
-
-
-def test_json_that_is_refused(tiny_node: Node) -> None:
-    for change, reason in REFUSED:
-        text = change if isinstance(change, str) else json.dumps(JOB | change)
-        done = tiny_node.run([SETUP, "--from-json", "-"], input=text)
-        assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1, (change, done)
-        assert udis(tiny_node) == []
+    done = tiny_node.run([SETUP, "--from-json", "-"], input=json.dumps(JOB | {"Sshd": False}))
+    assert done.returncode == 1 and "'Sshd' is not one of job, user" in done.stderr
+    assert udis(tiny_node) == []
 
 
 # What OpenPBS gives to a hook: the module pbs as execjob_begin and execjob_end of version 22.05 see it.

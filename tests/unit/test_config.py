@@ -60,6 +60,9 @@ def test_defaults(load: Load) -> None:
         ("sshdInterface", "", "default"),
         ("sshdLimits", [], "default"),
         ("sshSecretFile", "", "default"),
+        ("sharedNodeSshd", False, "default"),
+        ("prologFailure", "job", "default"),
+        ("slurmBinPath", "/usr/bin", "default"),
     ]
     assert result.where("imagePath").endswith("/udiRoot.conf:1")
 
@@ -280,6 +283,9 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "sshdInterface": st.sampled_from(["ib0", "eth0:1", "x" * 15]),
     "sshdLimits": st.lists(st.sampled_from(["nofile=1024", "memlock=0:unlimited", "core=unlimited"]), max_size=3),
     "sshSecretFile": st.just("/etc/shifter/secret"),
+    "sharedNodeSshd": st.booleans(),
+    "prologFailure": st.sampled_from(["job", "drain", "ignore"]),
+    "slurmBinPath": st.just("/opt/slurm/bin"),
 }
 
 

@@ -76,7 +76,13 @@ def test_what_squeue_prints() -> None:
     assert found == Allocation(7, 5001, 5001, 0, True, 4, 1, ["node1", "node2"])
     for word in ("OK", "YES", "USER", "MCS", "no"):
         assert not parse_allocation(LINE.replace("NO", word), "7").exclusive
-    for text in ("", "8 " + LINE[2:], LINE.replace("node[1-2]", ""), LINE.replace("node[1-2]", "node[1-3]"), LINE.replace("5001", "x")):
+    for text in (
+        "",
+        "8 " + LINE[2:],
+        LINE.replace("node[1-2]", ""),
+        LINE.replace("node[1-2]", "node[1-3]"),
+        LINE.replace("5001", "x"),
+    ):
         with pytest.raises(SlurmError):
             parse_allocation(text, "7")
 
@@ -92,7 +98,9 @@ HOSTILE = st.sampled_from(
     ["", "0", "-1", "1e3", "99999999999999999999", "7;id", "7\nx", "../..", "$(id)", "`id`", "\x1b[2J", "a" * 9000, "id", "docker"]
     + ["local", "/", "tiny:1", "/etc:/etc", "/home:/mnt;/x:/y", "yes", "no", "auto", "\udcff", "7 ", "०"]
 ) | st.text(max_size=30)  # fmt: skip
-NAMES = st.sampled_from([*slurm.BELIEVED, "PATH", "LD_PRELOAD", "PYTHONPATH", "SHIFTER_IMAGE", "SPANK_SHIFTER_SSH_PUBKEY"])
+NAMES = st.sampled_from(
+    [*slurm.BELIEVED, "PATH", "LD_PRELOAD", "PYTHONPATH", "SHIFTER_IMAGE", "SPANK_SHIFTER_SSH_PUBKEY"]
+)
 
 
 @settings(max_examples=300, deadline=None)
