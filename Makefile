@@ -260,7 +260,7 @@ lint: deps build/options.h build/config.h
 	$(VPY) -m mypy
 	@if [[ -n "$(DOOR_SRC)" ]]; then set -x; \
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' -Ibuild -Ishifter/door $(LINT_SRC); \
+	  --suppress=missingIncludeSystem '-D_Noreturn=__attribute__((noreturn))' '-DSPANK_PLUGIN(name,version)=' -Ibuild -Ishifter/door $(LINT_SRC); \
 	clang-tidy --quiet $(LINT_SRC) -- -std=c11 -Ibuild -Ishifter/door 2>/dev/null; \
 	for file in $(LINT_SRC); do gcc $(WARNINGS) -O2 -fanalyzer -Ibuild -Ishifter/door -c -o /dev/null $$file; done; fi
 

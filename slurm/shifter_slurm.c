@@ -240,7 +240,7 @@ static bool find_job_namespace(uint32_t job, char *path, size_t room)
     }
     free(line);
     if (table)
-        fclose(table);
+        (void)fclose(table);
     return found;
 }
 
@@ -266,7 +266,6 @@ static void set_up_in_namespace(uint32_t job, const char *namespace)
 static unsigned long long start_time(long pid)
 {
     char path[64], text[1024];
-    unsigned long long ticks = 0;
     snprintf(path, sizeof path, "/proc/%ld/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
@@ -276,18 +275,21 @@ static unsigned long long start_time(long pid)
     const char *rest = strrchr(text, ')'); /* field 2 is the name, which may hold anything; 22 is the start time */
     for (int field = 2; rest && field < 22; field++)
         rest = strchr(rest + 1, ' ');
-    return rest && sscanf(rest, " %llu", &ticks) == 1 ? ticks : 0;
+    return rest ? strtoull(rest, NULL, 10) : 0;
 }
 
 /* Put the job's sshd, of which nothing has been forked yet, into the extern step. It is the job's all the same if that fails. */
 static void adopt_sshd(uint32_t job)
 {
     char text[64];
-    long pid;
-    unsigned long long started;
+    char *rest;
     uint16_t version = 0;
     slurm_step_id_t step = {.job_id = job, .step_id = SLURM_EXTERN_CONT, .step_het_comp = NO_VAL};
-    if (!read_job_file(job, "sshd", text, sizeof text) || sscanf(text, "%ld %llu", &pid, &started) != 2 || pid <= 1 || start_time(pid) != started)
+    if (!read_job_file(job, "sshd", text, sizeof text))
+        return;
+    long pid = strtol(text, &rest, 10);
+    unsigned long long started = strtoull(rest, NULL, 10);
+    if (pid <= 1 || !started || start_time(pid) != started)
         return;
     int fd = slurm_stepd_connect && slurm_stepd_add_extern_pid ? slurm_stepd_connect(NULL, NULL, &step, &version) : -1;
     if (fd < 0 || slurm_stepd_add_extern_pid(fd, version, (pid_t)pid) != SLURM_SUCCESS)

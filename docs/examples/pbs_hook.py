@@ -38,7 +38,7 @@ def describe(job):
 def run(program, arguments, text=""):
     """Return the reason why a program of Shifter failed, None if it did not."""
     done = subprocess.run([SBIN + program, *arguments], input=text, capture_output=True, text=True, check=False)
-    return (done.stderr.strip() or "exit status %d" % done.returncode) if done.returncode else None
+    return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else None
 
 
 event = pbs.event()

@@ -7,7 +7,9 @@ It is asked by ``squeue -O``, for numbers, words and node names: ``scontrol show
 too, unquoted, in which a user can write ``UserId=root(0)`` or a whole second job.
 """
 
+import contextlib
 import os
+import pwd
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from shifter.images import reference
 from shifter.jobs import job as jobs
 from shifter.linux import paths
 
-WISHES = ("SPANK_SHIFTER_IMAGE", "SPANK_SHIFTER_IMAGETYPE", "SPANK_SHIFTER_VOLUME", "SPANK_SHIFTER_MODULE", "SPANK_SHIFTER_SSHD")  # fmt: skip
+WISHES = tuple(f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD"))
 BELIEVED = ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", *WISHES)
 """The white list: nothing else of a prolog's environment is looked at."""
 
@@ -26,7 +28,9 @@ MAX_WISH = 8192
 TIME_LIMIT = 60
 """Seconds for slurmctld's answer; it is asked by all nodes of a job at once."""
 
-_COLUMNS = ("JobID", "UserID", "GroupID", "RestartCnt", "OverSubscribe", "NumNodes", "NumTasks", "cpus-per-task", "NodeList")  # fmt: skip
+_COLUMNS = (
+    "JobID", "UserID", "GroupID", "RestartCnt", "OverSubscribe", "NumNodes", "NumTasks", "cpus-per-task", "NodeList",
+)  # fmt: skip
 _WIDTH, _WIDEST = 24, 1 << 18
 
 
@@ -153,9 +157,12 @@ def parse_allocation(text: str, ident: str) -> Allocation:
 
 
 def _trusted(path: str) -> str:
-    """Return *path* if nobody but root can change that file, so what the programs of Slurm read. Raises SlurmError."""
+    """Return *path* if nobody but root and Slurm's own account can change that file. Raises SlurmError."""
+    owners = [0]
+    with contextlib.suppress(KeyError):
+        owners.append(pwd.getpwnam("slurm").pw_uid)
     try:
-        fd = paths.open_trusted(path)
+        fd = paths.open_trusted(path, tuple(owners))
     except (OSError, ShifterError) as error:
         raise SlurmError(
             f"SLURM_CONF {path[:200]!a}: {error.strerror if isinstance(error, OSError) else error}"

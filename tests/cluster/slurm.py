@@ -8,6 +8,7 @@ parents (proctrack/linuxproc).
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import pwd
@@ -133,7 +134,9 @@ class Slurm:
     def _cgroups(self, node: Node | None) -> Iterator[Callable[[], None] | None]:
         """What a child of this process calls to be in the cgroups of *node*; None where there are none."""
         fds = []
-        for kind in HIERARCHIES if self._cgroup and node else ():
+        for kind in HIERARCHIES if self._cgroup else ():
+            if node is None:
+                break
             directory = CGROUPS / kind / self._cgroup / node.name
             directory.mkdir(parents=True, exist_ok=True)
             for name in ("cpuset.cpus", "cpuset.mems") if kind == "cpuset" else ():
@@ -176,7 +179,7 @@ class Slurm:
         """Remove the cgroups; when the nodes are closed."""
         for top in CGROUPS.glob(f"*/{self._cgroup}") if self._cgroup else ():
             for directory in sorted((path for path in [top, *top.rglob("*")] if path.is_dir()), reverse=True):
-                wait_for(lambda directory=directory: _removed(directory), 10)
+                wait_for(functools.partial(_removed, directory), 10)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """Jobs of a real Slurm in images: what sbatch, srun and salloc of an ordinary user do, on three nodes."""
 
+import functools
 import json
 import time
 from typing import Any
@@ -65,7 +66,7 @@ def test_two_users_share_a_node(slurm: Slurm) -> None:
     )
     submitted = {user: slurm.submit(script, "-wnode1", "--image=tiny:1", user=user) for user in ("alice", "bob")}
     for user, job in submitted.items():
-        wait_for(lambda user=user, job=job: slurm.head.exists(f"/home/{user}/{job}"))
+        wait_for(functools.partial(slurm.head.exists, f"/home/{user}/{job}"))
     assert udis(slurm.head) == sorted(f"job.{job}" for job in submitted.values())
     assert not any(listener.port == 1204 for listener in slurm.head.listeners())
     done = slurm.head.shifter("id", "-un", user="bob", env={"SLURM_JOB_ID": submitted["alice"]})
@@ -202,11 +203,14 @@ exec {PREFIX}/sbin/shifter-slurm-prolog
 @once
 @pytest.mark.parametrize("options", [{"conf": "Prolog=/etc/slurm/prolog\n", "files": {"prolog": SLOW}}])
 def test_end_of_a_job_in_each_phase(slurm: Slurm, options: dict[str, Any]) -> None:
-    """Cancelled while prologs run, cancelled in the script, requeued, at its end after slurmd was killed: nothing is left, nothing drained."""
+    """Cancelled in its prologs, in the script, requeued, ended after slurmd was killed: nothing is left, nothing is drained."""
     for node in slurm.nodes:
         node.run("chmod 755 /etc/slurm/prolog; chmod 711 /home/alice", check=True)
     wanted = ("-N2", "--exclusive", "--image=tiny:1", "--requeue")
-    script = 'shifter cat /usr/lib/hello.txt; shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000; sleep 1000"'
+    script = """\
+shifter cat /usr/lib/hello.txt
+shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000; sleep 1000"
+"""
     job = slurm.submit(script, *wanted)  # 1: its prologs are slow
     wait_for(lambda: slurm.head.exists(f"/home/alice/node2.{job}"))
     slurm.run("scancel", job, check=True)

@@ -98,12 +98,14 @@ VARIABLES = [
 ]
 
 
-def same_image(left: str, right: str | None) -> bool:
+def same_image(left: str | None, right: str | None) -> bool:
     """Whether both name the same image, whatever type a name without one has."""
     try:
         kinds = ("docker", "custom")
-        return right is not None and (
-            left == right or all(reference.parse(left, kind) == reference.parse(right, kind) for kind in kinds)
+        return (
+            left is not None
+            and right is not None
+            and (left == right or all(reference.parse(left, kind) == reference.parse(right, kind) for kind in kinds))
         )
     except UsageError:
         return False
