@@ -155,6 +155,7 @@ def test_failed_set_up(slurm: Slurm) -> None:
 CONTAINER = {"job_container.conf": "AutoBasePath=true\nBasePath=/var/jobs\n"}
 
 
+@once
 @pytest.mark.parametrize("options", [{"conf": "JobContainerType=job_container/tmpfs\n", "files": CONTAINER}])
 def test_tmp_of_the_job(slurm: Slurm, options: dict[str, Any]) -> None:
     """With job_container/tmpfs a job's /tmp is its own, and what is seen in the container, on every node and over ssh."""

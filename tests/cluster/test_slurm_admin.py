@@ -62,14 +62,14 @@ def test_sshd_on_shared_nodes_is_refused_at_submission(slurm: Slurm, options: di
         slurm.finish(job)
 
 
-VALUES = (
-    """
-0 1 -1 5001 5002 18446744073709551617 7;id 0x1 $(id) ../1 docker id local custom yes no auto none node1 node2 node[1-3]
-node[1-99999999] / /etc /root:/mnt /home/alice:/mnt /etc/shadow:/mnt /tmp:/etc /tmp:/mnt:rw;/x /proc/1/root:/r tiny:1 docker:tiny:1
-/images ../../etc local:/ /dev/zero /home/bob/slurm.conf /proc/self/environ /run/shifter/site /home/bob /home/bob/evil.py
-""".split()
-    + ["", "1 2", "\x1b[2J", "a" * 10000, "\udcff\udcfe", "\u00e9"]
-)
+VALUES = [
+    "0", "1", "-1", "5001", "5002", "18446744073709551617", "7;id", "0x1", "$(id)", "../1", "docker", "id", "local",
+    "custom", "yes", "no", "auto", "none", "node1", "node2", "node[1-3]", "node[1-99999999]", "/", "/etc",
+    "/root:/mnt", "/home/alice:/mnt", "/etc/shadow:/mnt", "/tmp:/etc", "/tmp:/mnt:rw;/x", "/proc/1/root:/r", "tiny:1",
+    "docker:tiny:1", "/images", "../../etc", "local:/", "/dev/zero", "/home/bob/slurm.conf", "/proc/self/environ",
+    "/run/shifter/site", "/home/bob", "/home/bob/evil.py", "", "1 2", "\x1b[2J",
+    "a" * 10000, "\udcff\udcfe", "\u00e9",
+]  # fmt: skip
 SENT = [
     "SPANK_SHIFTER_IMAGE",
     "SPANK_SHIFTER_IMAGETYPE",
