@@ -89,6 +89,8 @@ class Sshd:
             try:
                 self._wait_until_ready(child, ident)
             except SshError as error:
+                child.kill()  # its user may have stopped it where it is in no UDI yet
+                child.wait()
                 lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
             started = Path(f"/proc/{child.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
@@ -141,15 +143,19 @@ class Sshd:
         return False
 
     def _scan(self, ident: str) -> bytes:
-        """Return what ssh-keyscan says of the host certificates; it runs in the UDI, as the user."""
-        done = subprocess.run(
-            _in_udi(KEYSCAN, "-c", "-t", "ed25519", "-T", "5", "-p", str(self.port), self.address),
-            cwd="/",
-            env=_environment(ident),
-            preexec_fn=lambda: _enter(self.account),
-            capture_output=True,
-            check=False,
-        )
+        """Return what ssh-keyscan says of the host certificates; it runs in the UDI, as the user, who may stop it."""
+        try:
+            done = subprocess.run(
+                _in_udi(KEYSCAN, "-c", "-t", "ed25519", "-T", "5", "-p", str(self.port), self.address),
+                cwd="/",
+                env=_environment(ident),
+                preexec_fn=lambda: _enter(self.account),
+                capture_output=True,
+                check=False,
+                timeout=TIME_LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            return b""
         return done.stdout
 
 
@@ -232,6 +238,8 @@ def _enter(account: Account, group: str = "", limited: Sequence[str] = ()) -> No
     Not more: `shifter` is setuid root. It joins the UDI and drops the rest, as in every launch.
     """
     try:
+        # Also the one by which Popen waits for execve(2): the user may stop this process before.
+        drop.keep_only()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])

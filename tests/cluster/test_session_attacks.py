@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.job import SETUP, UNSETUP, Job
 from tests.images import Tree
-from tests.node import Cluster, Node, cluster
+from tests.node import PREFIX, Cluster, Node, cluster
 
 ETC = "/opt/udiImage/etc"
 REFUSED = "Permission denied (publickey)."
@@ -186,4 +186,42 @@ def test_why_the_door_could_not_start_the_sshd_is_said(tiny_node: Node) -> None:
     done = tiny_node.run(words)
     assert "no privilege: no_new_privs is set for this process" in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
+
+
+STOPPER = """
+import os, signal
+while True:
+    try:
+        os.kill(-1, signal.SIGSTOP)
+    except ProcessLookupError:
+        pass
+"""
+IMPATIENT = f"""
+import sys, time
+sys.path.insert(0, "{PREFIX}/libexec/shifter/python")
+from shifter.cli import setup_root
+from shifter.sshd import daemon
+daemon.TIME_LIMIT = 1.0
+enter = daemon._enter
+daemon._enter = lambda *account: (enter(*account), time.sleep(0.2))
+sys.exit(setup_root.main(sys.argv[1:]))
+"""
+
+
+def test_user_who_stops_all_processes_of_theirs_holds_up_no_prolog(tiny_node: Node) -> None:
+    """Which would end in a node that is taken out of service. Nothing stopped is left, either.
+
+    A child that is the user's, and has not executed the door yet, is given more time, so that it is stopped for sure.
+    """
+    tiny_node.write("/home/alice/.udiRoot/secret", os.urandom(32), 0o600, "alice")
+    tiny_node.call(lambda: os.chmod("/home/alice/.udiRoot", 0o700))
+    stopper = tiny_node.popen(["/usr/bin/python3", "-I", "-c", STOPPER], "alice")
+    try:
+        words = ["-u", "alice", "-N", "node1/1", "--job", "17", "docker", "tiny:1"]
+        done = tiny_node.run(["/usr/bin/python3", "-I", "-c", IMPATIENT, *words], timeout=20)
+        assert "sshd" in done.stderr and done.stderr.count("\n") == 1, done
+    finally:
+        stopper.kill()
+        stopper.wait()
     assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
