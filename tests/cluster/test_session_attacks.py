@@ -174,7 +174,9 @@ def test_sshd_inherits_only_limits_of_the_prolog(tiny_node: Node) -> None:
     done = tiny_node.shifter("ssh", "node1", script)
     *lines, rest = done.stdout.split("\n", 7)
     assert lines == ["0022", "700", "800", "0", "0", f"SigBlk:\t{0:016x}", f"SigIgn:\t{0:016x}"]
-    assert rest.startswith("0\n1\n2\n3\n") and not any(word in rest for word in ("prolog", "SLURM", "98", "99"))
+    assert rest.startswith("0\n1\n2\n3\n") and not any(
+        word in rest for word in ("prolog", "SLURM", "SHIFTER_JOB", "LD_PRELOAD")
+    )
     sshd = tiny_node.run("pgrep -o sshd", check=True).stdout.strip()
     assert tiny_node.run(f"cat /proc/{sshd}/environ", check=True).stdout.split("\0")[-2].startswith("PATH=")
     assert not tiny_node.run(f"ls -l /proc/{sshd}/fd | grep passwd").stdout
@@ -190,7 +192,9 @@ def test_why_the_door_could_not_start_the_sshd_is_said(tiny_node: Node) -> None:
 
 
 STOPPER = """
-import os, signal
+import os, signal, time
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.001)
 while True:
     try:
         os.kill(-1, signal.SIGSTOP)
@@ -203,8 +207,9 @@ sys.path.insert(0, "{PREFIX}/libexec/shifter/python")
 from shifter.cli import setup_root
 from shifter.sshd import daemon
 daemon.TIME_LIMIT = 1.0
-enter = daemon._enter
+enter, start = daemon._enter, daemon.Sshd.start
 daemon._enter = lambda *account: (enter(*account), time.sleep(0.2))
+daemon.Sshd.start = lambda *job: (open("/tmp/go", "w").close(), start(*job))
 sys.exit(setup_root.main(sys.argv[1:]))
 """
 
@@ -212,10 +217,9 @@ sys.exit(setup_root.main(sys.argv[1:]))
 def test_user_who_stops_all_processes_of_theirs_holds_up_no_prolog(tiny_node: Node) -> None:
     """Which would end in a node that is taken out of service. Nothing stopped is left, either.
 
-    A child that is the user's, and has not executed the door yet, is given more time, so that it is stopped for sure.
+    It begins when the sshd is started; a child that is the user's, and has not executed the door yet, is given more time,
+    so that it is stopped for sure.
     """
-    tiny_node.write("/home/alice/.udiRoot/secret", os.urandom(32), 0o600, "alice")
-    tiny_node.call(lambda: os.chmod("/home/alice/.udiRoot", 0o700))
     stopper = tiny_node.popen(["/usr/bin/python3", "-I", "-c", STOPPER], "alice")
     try:
         words = ["-u", "alice", "-N", "node1/1", "--job", "17", "docker", "tiny:1"]
@@ -224,4 +228,5 @@ def test_user_who_stops_all_processes_of_theirs_holds_up_no_prolog(tiny_node: No
     finally:
         stopper.kill()
         stopper.wait()
+        tiny_node.run("rm -f /tmp/go", check=True)
     assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
