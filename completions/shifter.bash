@@ -184,7 +184,7 @@ _setupRoot() {
             compopt -o nospace
             return
             ;;
-        -v | --volume | --nodes | --authorize)
+        -v | --volume | --nodes | --authorize | --from-json)
             _filedir
             return
             ;;
@@ -208,7 +208,7 @@ _setupRoot() {
     esac
     if [[ $cur == -* ]]; then
         _shifter_job '-h --version -u --user -U --uid -G --gid -v --volume -m --module -N --node-spec --nodes --restart
-            --sshd --no-sshd -s --key --authorize -V --verbose --json'
+            --sshd --no-sshd -s --key --authorize --from-json -V --verbose --json'
         return
     fi
     COMPREPLY=($(compgen -W 'docker custom id local' -- "$cur"))
