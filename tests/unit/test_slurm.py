@@ -1,6 +1,9 @@
 """The Job of a Slurm prolog: node lists, tasks, what squeue prints, and environments that somebody else has written."""
 
+import pwd
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -113,3 +116,91 @@ def test_environments_that_no_slurmd_sets(changed: dict[str, str]) -> None:
     with pytest.raises(ShifterError) as caught:
         slurm.job(environment, site)
     assert "\n" not in caught.value.chain() and len(caught.value.chain()) < 1000
+
+
+# --- the Job of a prolog ---------------------------------------------------------------------------------------------
+
+NOBODY = pwd.getpwnam("nobody")
+TRUE = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_UID": str(NOBODY.pw_uid),
+    "SLURMD_NODENAME": "node2",
+    "SLURM_JOB_CPUS_PER_NODE": "4(x2)",
+    "SPANK_SHIFTER_IMAGE": "0a1b",
+    "SPANK_SHIFTER_IMAGETYPE": "id",
+}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[..., config.Config]:
+    """A configuration whose squeue prints what slurmctld said of job 7, and leaves a file where it was asked."""
+
+    def make(said: str = "NO", **settings: object) -> config.Config:
+        line = f"7 {NOBODY.pw_uid} {NOBODY.pw_gid} 3 {said} 2 4 1 node[1-2]"
+        program = tmp_path / "squeue"
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho '{line}'\n")
+        program.chmod(0o755)
+        made = config.Config()
+        made.slurmBinPath = str(tmp_path)
+        for name, value in settings.items():
+            setattr(made, name, value)
+        return made
+
+    return make
+
+
+def test_job_of_a_prolog(site: Callable[..., config.Config]) -> None:
+    """Who, where and which start is slurmctld's word; what, the user's."""
+    wishes = {"SPANK_SHIFTER_VOLUME": "/a:/b;/c:/d", "SPANK_SHIFTER_SSHD": "yes"}
+    lies = {
+        "SLURM_JOB_RESTART_COUNT": "9",
+        "SLURM_NODELIST": "evil",
+        "SLURM_JOB_GID": "0",
+        "SPANK_SHIFTER_SSH_PUBKEY": "ssh-rsa x",
+    }
+    job, wish = slurm.job(TRUE | wishes | lies, site())
+    assert (job.ident, job.user, job.uid, job.gid, job.restart, wish) == (
+        "7",
+        "nobody",
+        NOBODY.pw_uid,
+        NOBODY.pw_gid,
+        3,
+        "yes",
+    )
+    assert (job.image, job.volumes, job.nodes, job.sshd) == (
+        "id:0a1b",
+        ["/a:/b;/c:/d"],
+        [("node1", 2), ("node2", 2)],
+        True,
+    )
+    assert job.authorized == []
+
+
+def test_job_of_another_user(site: Callable[..., config.Config]) -> None:
+    with pytest.raises(SlurmError, match=r"for slurmctld, uid 5001's for slurmd"):
+        slurm.job(TRUE | {"SLURM_JOB_UID": "5001"}, site())
+
+
+def test_job_of_another_node(site: Callable[..., config.Config]) -> None:
+    with pytest.raises(SlurmError, match="is not on this node"):
+        slurm.job(TRUE | {"SLURMD_NODENAME": "node3"}, site())
+
+
+@pytest.mark.parametrize("said", ["OK", "YES", "USER", "MCS"])
+def test_sshd_on_shared_nodes(site: Callable[..., config.Config], said: str) -> None:
+    """None, and none is pretended, whatever the user wishes; unless the site wants it."""
+    assert not slurm.job(TRUE, site(said))[0].sshd
+    with pytest.raises(UsageError, match="are shared with other jobs; use --exclusive"):
+        slurm.job(TRUE | {"SPANK_SHIFTER_SSHD": "yes"}, site(said))
+    assert slurm.job(TRUE | {"SPANK_SHIFTER_SSHD": "yes"}, site(said, sharedNodeSshd=True))[0].sshd
+    assert not slurm.job(TRUE | {"SPANK_SHIFTER_SSHD": "no"}, site(said, sharedNodeSshd=True))[0].sshd
+
+
+def test_a_configuration_of_slurm_that_others_can_write(site: Callable[..., config.Config], tmp_path: Path) -> None:
+    """It would name another slurmctld, which says whatever its owner likes."""
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=evil\n")
+    conf.chmod(0o666)
+    with pytest.raises(SlurmError, match=r"SLURM_CONF .*writable by group or others"):
+        slurm.job(TRUE | {"SLURM_CONF": str(conf)}, site())
+    assert not (tmp_path / "asked").exists()
