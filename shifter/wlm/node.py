@@ -9,6 +9,7 @@ that can't be written the node is at fault.
 """
 
 import os
+import signal
 import syslog
 from collections.abc import Mapping
 
@@ -62,6 +63,8 @@ def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
         policy = config.load(_build.CONF).prologFailure
     except (ShifterError, OSError):
         policy = "job"  # that the file can't be read is what the set-up will say
+    # Who ignores it can wait for no child; a site's prolog may have handed that on.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ident = ""
     try:
         ident = slurm.job_id(known)

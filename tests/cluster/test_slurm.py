@@ -195,6 +195,7 @@ def test_sshd_is_in_the_extern_step(slurm: Slurm) -> None:
 
 SLOW = f"""\
 #!/bin/sh
+trap "" CHLD
 echo $SLURM_SCRIPT_CONTEXT >> /home/alice/$SLURMD_NODENAME.$SLURM_JOB_ID
 /bin/sleep 0.$((SLURM_JOB_ID % 2 * 6))
 exec {PREFIX}/sbin/shifter-slurm-prolog
