@@ -14,9 +14,10 @@ from bundle import bundle
 
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
-# -I: nothing of the caller's environment, directory or home is on the module search path.
+# -I: nothing of the caller's environment, directory or home is on the module search path. -S: nor is any other package of
+# the machine, whose .pth files would be executed; and it saves 5 ms.
 LAUNCHER = """\
-#!{python} -I
+#!{python} -IS
 import sys
 
 sys.dont_write_bytecode = True

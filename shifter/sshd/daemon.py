@@ -27,6 +27,8 @@ SSHD = "/opt/udiImage/sbin/sshd"
 KEYSCAN = "/opt/udiImage/bin/ssh-keyscan"
 TIME_LIMIT = 20.0
 """Seconds until an sshd that does not answer is given up; on a busy node it takes some tens of milliseconds."""
+SILENCE = 0.2
+"""Seconds until an sshd that does not say that it listens is asked."""
 LOG_SIZE = "256k"
 """Size of the file system that only holds the log: who connects in a loop fills that, and nothing that others need."""
 
@@ -87,7 +89,7 @@ class Sshd:
         try:
             child = self._start(ident, log, group)
             try:
-                self._wait_until_ready(child, ident)
+                self._wait_until_ready(child, ident, Path(f"{directory}/log/sshd"))
             except SshError as error:
                 child.kill()  # its user may have stopped it where it is in no UDI yet
                 child.wait()
@@ -120,14 +122,15 @@ class Sshd:
         except OSError as error:
             raise SshError(describe(error)) from None
 
-    def _wait_until_ready(self, child: subprocess.Popen[bytes], ident: str) -> None:
+    def _wait_until_ready(self, child: subprocess.Popen[bytes], ident: str, log: Path) -> None:
         """Wait until the sshd *child* answers with our host certificate. Raises SshError that says why it does not."""
-        deadline = time.monotonic() + TIME_LIMIT
+        begin = time.monotonic()
         pause = 0.002
-        while time.monotonic() < deadline:
+        while time.monotonic() < begin + TIME_LIMIT:
             if child.poll() is not None:
                 raise SshError("sshd ended at once")
-            if self._listens():
+            # It says so, unless a site has it say less: to try costs a process of its, at a moment when it has to start.
+            if b"Server listening" in log.read_bytes() or (time.monotonic() > begin + SILENCE and self._listens()):
                 found = self._scan(ident)
                 if self.certificate.split()[1] in found.split():
                     return

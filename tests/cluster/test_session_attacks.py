@@ -173,7 +173,10 @@ def test_sshd_inherits_only_limits_of_the_prolog(tiny_node: Node) -> None:
     script += "grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; env"
     done = tiny_node.shifter("ssh", "node1", script)
     *lines, rest = done.stdout.split("\n", 7)
-    assert lines == ["0022", "700", "800", "0", "0", f"SigBlk:\t{0:016x}", f"SigIgn:\t{0:016x}"]
+    ignored = int(lines.pop().removeprefix("SigIgn:\t"), 16)
+    assert lines == ["0022", "700", "800", "0", "0", f"SigBlk:\t{0:016x}"]
+    # 32 and 33 are glibc's own, which lets nobody change them; its posix_spawn(3), by which make starts this test, ignores 32.
+    assert ignored & ~(1 << 31 | 1 << 32) == 0
     assert rest.startswith("0\n1\n2\n3\n") and not any(
         word in rest for word in ("prolog", "SLURM", "SHIFTER_JOB", "LD_PRELOAD")
     )

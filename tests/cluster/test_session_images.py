@@ -323,6 +323,19 @@ def test_udi_image_of_an_older_version(node: Node, image: Tree) -> None:
     assert done.returncode == 1 and done.stderr.startswith("setupRoot: the udiImage lacks bin/ssh or image/ssh: ")
 
 
+def test_sshd_that_says_nothing(node: Node, image: Tree) -> None:
+    """A site may have it say less; setupRoot then asks whether it listens."""
+    node.add_image("docker:tiny:1", image)
+    node.run(
+        f"cp -r {PREFIX}/libexec/shifter/opt/udiImage /srv/own; sed -i '1i LogLevel QUIET' /srv/own/etc/sshd_config",
+        check=True,
+    )
+    node.conf(udiImagePath="/srv/own")
+    with Job([node], "tiny:1") as job:
+        assert job.sh("ssh node1 hostname") == "node1\n"
+        assert "listening" not in node.shifterctl("logs", "--job", "17").stdout
+
+
 def test_only_the_udi_of_a_job_with_an_sshd_is_changed(node: Node, image: Tree, tmp_path: Path) -> None:
     tree = image.copy(tmp_path / "tree")
     script(tree.path / "usr/bin/ssh")
