@@ -137,7 +137,7 @@ class Sshd:
                 if found:
                     raise SshError(f"on port {self.port} somebody else answers, with another host certificate")
             time.sleep(pause)
-            pause = min(pause * 2, 0.1)
+            pause = min(pause * 2, 0.008)
         raise SshError(f"sshd did not answer within {TIME_LIMIT:.0f} s")
 
     def _listens(self) -> bool:
