@@ -397,7 +397,8 @@ static const char OUTDATED[] = "metadata";
 /*
  * Return the namespace of the job's own UDI, if it is what the caller asks for, else -1. It is fixed for the life of the
  * job: only user, groups and access list are looked at again. IMAGE: resolved, or NULL when none is named; without one,
- * volumes and modules are compared only if there are any. DIFFERENCE becomes what is not the same; OUTDATED: the builder has to read the image's metadata again. Privileged.
+ * volumes and modules are compared only if there are any. DIFFERENCE becomes what is not the same; OUTDATED: the builder
+ * has to read the image's metadata again. Privileged.
  */
 static int find_job_udi(int run, const struct document *request, const struct caller *caller, const char *job, const char *image,
                         const char **difference, struct document *record)
@@ -427,7 +428,10 @@ static int find_job_udi(int run, const struct document *request, const struct ca
 
 /* --- enter -------------------------------------------------------------------------------------------------------- */
 
-/* A terminal of the host's /dev/pts has no name in one of the UDI's own: put it on /dev/console, for this launch only. Privileged. */
+/*
+ * A terminal of the host's /dev/pts has no name in one of the UDI's own: put it on /dev/console, for this launch only.
+ * Privileged.
+ */
 static int clone_terminal(const struct document *record)
 {
     struct statfs type;

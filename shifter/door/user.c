@@ -93,7 +93,6 @@ static void add_fields(struct list *words, const struct document *record, const 
             list_add(words, value);
 }
 
-/* shifter-behaviour.md 7.3: entry point E, CMD C and the words of the command line. */
 /*
  * A workload manager starts a copy of the script, in a directory of its own that containers do not have. Then the interpreter
  * reads it from the descriptor: /proc/self/fd/N, which everything that can open a script can open.
@@ -110,6 +109,7 @@ static const char *script_name(const struct invocation *asked)
     return name;
 }
 
+/* shifter-behaviour.md 7.3: entry point E, CMD C and the words of the command line. */
 static void choose_command(struct list *words, const struct invocation *asked, const struct document *record)
 {
     if (asked->entrypoint_given && asked->entrypoint) {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from shifter.errors import FormatError
 from shifter.linux import paths, syscalls
+from shifter.udi import inventory, pins
 
 PATIENCE = 10.0
 """Seconds until what is still alive (in an uninterruptible call, or another user's) is reported as left."""
@@ -23,7 +24,7 @@ def inside(roots: set[str]) -> Iterator[int]:
     namespace and there a mount namespace, and went by chroot to a directory of the node, still in its mount table.
     """
     known: dict[str, bool] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if roots else ():
         if name.isdigit() and (_stands_in(name, roots) or _holds(name, roots, known)):
             yield int(name)
 
@@ -39,38 +40,19 @@ def _holds(pid: str, roots: set[str], known: dict[str, bool]) -> bool:
             return False  # only root makes mount namespaces there, and takes root and directory of the process along
         name = os.readlink(f"/proc/{pid}/ns/mnt")
         if name not in known:
-            known[name] = any(line.split(b" ", 3)[2] in _numbers(roots) for line in _mount_table(pid))
+            namespace = pins.open_namespace(f"/proc/{pid}/ns/mnt")
+            try:
+                known[name] = not _numbers(roots).isdisjoint(inventory.mounted_devices(namespace))
+            finally:
+                os.close(namespace)
         return known[name]
     except OSError:
         return False  # it ended
 
 
-def _numbers(roots: set[str]) -> set[bytes]:
+def _numbers(roots: set[str]) -> set[str]:
     """Return device numbers as mount tables have them."""
-    return {b"%d:%d" % (os.major(int(root)), os.minor(int(root))) for root in roots if root.isdigit()}
-
-
-def _mount_table(pid: str) -> list[bytes]:
-    """Return the whole mount table of a process's namespace, also what its own root hides: only who is there sees it.
-
-    The root of a namespace is a place of the kernel's; nothing else in it is looked at.
-    """
-    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(namespace)
-        finally:
-            os.close(namespace)
-        try:
-            with open(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as table:
-                return table.read().split(b"\n")[:-1]
-        finally:
-            syscalls.setns(own)
-    finally:
-        os.close(own)
-        os.close(proc)
+    return {f"{os.major(int(root))}:{os.minor(int(root))}" for root in roots if root.isdigit()}
 
 
 def roots_of_job(ident: str) -> dict[str, int]:

@@ -67,7 +67,7 @@ def udis(path: "str | None" = None) -> "list[Udi]":
     """
     wanted = _FileSystem(path) if path else None
     found = []
-    with Home() as home:
+    with Home():
         by_root = processes_by_root()
         for uid in sorted(entries(pins.UDIS)):
             for key in sorted(entries(f"{pins.UDIS}/{uid}")):
@@ -76,7 +76,7 @@ def udis(path: "str | None" = None) -> "list[Udi]":
                 if record is None:
                     continue
                 try:
-                    udi = Udi(record, by_root.get(record.get("root"), []), _devices(directory, home.fd))
+                    udi = Udi(record, by_root.get(record.get("root"), []), _devices(directory))
                 except OSError:
                     continue  # taken down meanwhile
                 if wanted is None or wanted.held_by(udi):
@@ -193,15 +193,37 @@ def _table(file: "int | str") -> TextIO:
     return open(file, errors="surrogateescape", newline="\n")
 
 
-def _devices(directory: str, home: int) -> "set[str]":
-    """Return the devices that are mounted in the UDI: only its own mount table tells all of them."""
-    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _devices(directory: str) -> "set[str]":
     namespace = pins.open_namespace(f"{directory}/ns")
     try:
-        syscalls.setns(namespace)
-        with _table(os.open("self/mountinfo", os.O_RDONLY, dir_fd=proc)) as table:
-            return {line.split(" ", 3)[2] for line in table}
+        return mounted_devices(namespace)
     finally:
-        syscalls.setns(home)
         os.close(namespace)
+
+
+def mounted_devices(namespace: int) -> "set[str]":
+    """Return the devices (``MAJOR:MINOR``) that are mounted in a mount namespace, also where a process's own root hides them.
+
+    Only who is there sees the whole table. Its root is a place of the kernel's; nothing else in it is looked at.
+    """
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    own = pins.open_namespace("/proc/self/ns/mnt")
+    try:
+        syscalls.setns(namespace)
+        try:
+            with _table(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as table:
+                return {line.split(" ", 3)[2] for line in table}
+        finally:
+            _go_back(own)
+    finally:
+        os.close(own)
         os.close(proc)
+
+
+def _go_back(own: int) -> None:
+    """Leave a namespace that may be a user's. If that fails, nothing may go on in it, not even what handles errors."""
+    try:
+        syscalls.setns(own)
+    except OSError:
+        os.write(2, b"the kernel did not let this process go back to its own mount namespace\n")
+        os._exit(70)

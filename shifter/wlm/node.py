@@ -91,10 +91,9 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     job, wish = slurm.job(known, config.load(_build.CONF))
     if namespace is not None:
         syscalls.setns(namespace)
-    if namespace is None:
-        _keep(
-            ident, SAVED, fields.encode([*(("env", f"{name}={text}") for name, text in known.items()), ("end", SAVED)])
-        )
+    else:
+        lines = [("env", f"{name}={value}") for name, value in known.items()]
+        _keep(ident, SAVED, fields.encode([*lines, ("end", SAVED)]))
     setup.set_up(job, said.append)
     for line in said:
         _say(f"job {ident}: {line}")
