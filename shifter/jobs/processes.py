@@ -34,20 +34,26 @@ def _stands_in(pid: str, roots: set[str]) -> bool:
 
 
 def _holds(pid: str, roots: set[str], known: dict[str, bool]) -> bool:
-    """Whether one of *roots* is mounted where a process of another user namespace is. *known*: answers by namespace."""
+    """Whether one of *roots* is mounted where a process of another user namespace is. *known*: answers by namespace.
+
+    Raises OSError if the kernel does not let us see it (it has no memory): not to know is not to be sure that nothing is left.
+    """
     try:
         if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
             return False  # only root makes mount namespaces there, and takes root and directory of the process along
         name = os.readlink(f"/proc/{pid}/ns/mnt")
-        if name not in known:
-            namespace = pins.open_namespace(f"/proc/{pid}/ns/mnt")
-            try:
-                known[name] = not _numbers(roots).isdisjoint(inventory.mounted_devices(namespace))
-            finally:
-                os.close(namespace)
-        return known[name]
+        if name in known:
+            return known[name]
+        namespace = pins.open_namespace(f"/proc/{pid}/ns/mnt")
     except OSError:
         return False  # it ended
+    try:
+        known[name] = not _numbers(roots).isdisjoint(inventory.mounted_devices(namespace))
+    except PermissionError:
+        known[name] = False  # of a container that this one may not look into, so nobody of ours could get there
+    finally:
+        os.close(namespace)
+    return known[name]
 
 
 def _numbers(roots: set[str]) -> set[str]:

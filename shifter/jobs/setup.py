@@ -1,5 +1,6 @@
 """Setting a job up and taking it down: what setupRoot and unsetupRoot do."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -60,8 +61,8 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
                     done("sshd")
                 state.write(directory, job)
             except BaseException:
-                _take_down(job.ident, directory)
-                pins.remove(directory)
+                if not _take_down(job.ident, directory):
+                    pins.remove(directory)
                 raise
     return True
 
@@ -85,24 +86,29 @@ def take_down(ident: str) -> list[str]:
             return _end(ident, processes.roots_of_job(ident), set())
         with state.locked(ident) as directory:
             left = _take_down(ident, directory)
-            pins.remove(directory)
+            if not left:
+                pins.remove(directory)
     return left
 
 
 def _take_down(ident: str, directory: str) -> list[str]:
-    """With the job's lock held. First nobody new comes in, then what is inside ends, then the pins go."""
+    """With the job's lock held. First nobody new comes in, then what is inside ends, then the pins go.
+
+    Pins and records stay until then: the next unsetupRoot finds what is left, also if this one is killed on the way.
+    """
     found = state.udis(ident)
     left: list[str] = []
     pins.remove(f"{directory}/state")
     for record in found:
-        try:
-            os.unlink(f"{record.directory}/record")
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{record.directory}/record", f"{record.directory}/{records.ENDED}")
     roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
     left += _end(ident, roots, state.cgroups(directory))
     for record in found:
         left += _holders(record)
+    if left:
+        return left
+    for record in found:
         pins.remove_udi(record.directory)
     # A set-up that was killed: a directory without a record has nothing that anybody could have entered.
     for uid in inventory.entries(pins.UDIS):

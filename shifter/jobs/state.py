@@ -73,11 +73,16 @@ def log(ident: str) -> bytes:
 
 
 def udis(ident: str) -> list[records.Record]:
-    """Return the records of all UDIs of a job: its own, and those that were built on demand inside of it."""
+    """Return the records of all UDIs of a job: its own, and those that were built on demand inside of it.
+
+    Also of those that an earlier unsetupRoot began to take down.
+    """
     found = []
     for uid in inventory.entries(pins.UDIS):
         for key in inventory.entries(f"{pins.UDIS}/{uid}"):
-            record = records.read(f"{pins.UDIS}/{uid}/{key}") if key != "lock" else None
-            if record is not None and record.get("job") == ident:
-                found.append(record)
+            directory = f"{pins.UDIS}/{uid}/{key}"
+            for name in ("record", records.ENDED) if key != "lock" else ():
+                record = records.read(directory, name)
+                if record is not None and record.get("job") == ident:
+                    found.append(record)
     return found

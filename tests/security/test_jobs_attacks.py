@@ -347,3 +347,33 @@ def kill_at_some_time(node: Node, dice: random.Random, *argv: str) -> None:
                     os.kill(one.pid, signal.SIGKILL)
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("when", "status", "said"),
+    [
+        # The first setns(2) is to the node's own namespace, the second to the user's, the third the way back.
+        (2, 1, "unsetupRoot: mount namespace: Cannot allocate memory\n"),
+        (3, 70, "the kernel did not let this process go back to its own mount namespace\n"),
+    ],
+)
+def test_kernel_refuses_a_look_into_a_users_namespace(tiny_node: Node, when: int, status: int, said: str) -> None:
+    """unsetupRoot looks into the mount namespaces of users.
+
+    Where it can't, it knows not what is left; where it can't come back, it ends, and acts as root in none. The next one
+    finds all that is left.
+    """
+    assert setup(tiny_node, "--job", "5", "--no-sshd").returncode == 0
+    enter = "cp /bin/busybox /tmp; echo ready; exec chroot /tmp /busybox sleep 1000"
+    nested = tiny_node.popen([DOOR, "unshare", "-Urm", "sh", "-c", enter], "alice")
+    assert nested.stdout is not None and nested.stdout.readline() == "ready\n"
+    while "sleep" not in tiny_node.run("ps -eo args").stdout:
+        pass
+    inject = ["strace", "-qqq", "-o", "/dev/null", "-e", f"inject=setns:error=ENOMEM:when={when}"]
+    done = tiny_node.run([*inject, UNSETUP, "--job", "5"])
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+    assert nested.poll() is None
+    unsetup(tiny_node)
+    assert nested.wait(10) == -9
+    nothing_left(tiny_node)
+    tiny_node.run("rm /tmp/busybox", check=True)

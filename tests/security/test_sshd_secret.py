@@ -27,6 +27,12 @@ def show(function, *args):
         print(repr(function(*args)))
     except SshError as error:
         print("refused:", error)
+def at_home(command):
+    if os.fork() == 0:
+        os.chdir("/home/alice")
+        drop.become(5001, 5001, ())
+        os.execl("/bin/sh", "sh", "-c", command)
+    assert os.wait()[1] == 0, command
 """
 
 
@@ -130,11 +136,7 @@ TRAPS = {
 def test_traps_in_a_home_are_refused_in_one_line(node: Node) -> None:
     code = f"""
 for trap in {list(TRAPS)!r}:
-    if os.fork() == 0:
-        os.chdir("/home/alice")
-        drop.become(5001, 5001, ())
-        os.execl("/bin/sh", "sh", "-c", "chmod -Rf u+rwx .udiRoot; rm -rf .udiRoot real; " + trap)
-    assert os.wait()[1] == 0, trap
+    at_home("chmod -Rf u+rwx .udiRoot; rm -rf .udiRoot real; " + trap)
     show(secret.user_secret, {ALICE})
 """
     said = python(node, code).splitlines()
@@ -273,11 +275,7 @@ KEYS = {
 def test_legacy_key_and_key_files_of_the_user(node: Node) -> None:
     code = f"""
 for act in {list(KEYS)!r}:
-    if os.fork() == 0:
-        os.chdir("/home/alice")
-        drop.become(5001, 5001, ())
-        os.execl("/bin/sh", "sh", "-c", "umask 022; " + act)
-    assert os.wait()[1] == 0, act
+    at_home("umask 022; " + act)
     show(secret.legacy_key, {ALICE})
     show(secret.key_file, {ALICE}, {KEY!r})
 show(secret.key_file, {ALICE}, "../root/x")
