@@ -37,7 +37,7 @@ RUN_PACKAGES   := python3 ca-certificates squashfs-tools erofs-utils skopeo umoc
 BUILD_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools binutils python3-venv python3-dev findutils coreutils
 # For the OpenSSH of containers: its source package is unpacked by dpkg-source, which patches it.
 ifneq ($(WITH_SSHD),0)
-BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev
+BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev libsodium-dev
 endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring iproute2
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \

@@ -2,7 +2,7 @@
 
 Built from the distribution's source package (udi_source.py), with the distribution's patches, for the prefix
 /opt/udiImage. It needs nothing of the image that it runs in: no loader, no C library, no shell. Linked with the static
-glibc, libcrypto and zlib where they are; else with musl and OpenSSH's own cryptography (Ed25519 only).
+glibc, libcrypto, libsodium and zlib where they are; else with musl and OpenSSH's own cryptography (Ed25519 only).
 
     udi_image.py build            into build/udi-image/tree, if it is not there from the same source, flags and compiler
     udi_image.py fetch            the distribution's newest source package, which the next build takes
@@ -90,6 +90,9 @@ CONFIGURE = [
 # configure adds what the compiler has of -ftrapv, -fzero-call-used-regs, -ftrivial-auto-var-init, FORTIFY and others.
 CFLAGS = "-O2 -g0 -fstack-protector-strong"
 WRAP = "-Wl,--wrap=connect,--wrap=accept"
+CURVES = "-Wl,--wrap=crypto_scalarmult_curve25519," + ",".join(
+    f"-u,crypto_sign_ed25519{name}" for name in ("", "_open", "_keypair")
+)
 WRAP_SERVER = "-Wl,--wrap=execve,--wrap=execv"
 HARDEN = "-Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code"
 
@@ -106,15 +109,17 @@ class Toolchain:
     def __init__(self) -> None:
         multiarch = _output("gcc", "-print-multiarch").strip()
         archives = [
-            Path(_output("gcc", f"-print-file-name={name}").strip()) for name in ("libc.a", "libcrypto.a", "libz.a")
+            Path(_output("gcc", f"-print-file-name={name}").strip())
+            for name in ("libc.a", "libcrypto.a", "libz.a", "libsodium.a")
         ]
         if all(archive.is_absolute() for archive in archives):
             self.libc, self.compiler, self.archives = "glibc", "gcc", archives
             self.cflags = f"{CFLAGS} -fPIE"
-            self.link = f"-static-pie {HARDEN} {WRAP}"
-            self.objects = ["sockets"]
+            # The archive comes before OpenSSH's own objects, so that what is asked for by name is libsodium's.
+            self.link = f"-static-pie {HARDEN} {WRAP} {CURVES} {archives[-1]}"
+            self.objects = ["sockets", "curve25519"]
             self.configure = CONFIGURE
-            self.packages = ["libc6-dev", "libssl-dev", "zlib1g-dev"]
+            self.packages = ["libc6-dev", "libssl-dev", "zlib1g-dev", "libsodium-dev"]
             self.ciphers = f"aes128-gcm@openssh.com,aes256-gcm@openssh.com,{MODERN}"
         elif shutil.which("musl-gcc"):
             self.libc, self.compiler = "musl", "musl-gcc"
@@ -128,7 +133,7 @@ class Toolchain:
             self.ciphers = MODERN
         else:
             raise ImageError(
-                "neither static libraries (libssl-dev, zlib1g-dev, libc6-dev) nor musl-tools are installed"
+                "neither static libraries (libssl-dev, zlib1g-dev, libsodium-dev, libc6-dev) nor musl-tools are installed"
             )
         self.version = _output(self.compiler, "--version").splitlines()[0]
 
@@ -180,11 +185,11 @@ def _compile(tools: Toolchain, dsc: Path, work: Path, log: Any) -> None:
     _run(log, "dpkg-source", "--no-copy", "-x", str(dsc), str(work / "openssh"))
     # Patches touch configure.ac, but only for options that are not used here: no need for autoconf.
     (work / "openssh/configure").touch()
-    link = [tools.compiler, *tools.link.split()]
+    link = [tools.compiler]
     for name in (*tools.objects, "session"):
         flags = [*tools.cflags.split(), f'-DDEFAULT_PATH="{DEFAULT_PATH}"']
         _run(log, tools.compiler, *flags, "-c", "-o", str(work / f"{name}.o"), str(RECIPE / f"{name}.c"))
-    link += [f"../{name}.o" for name in tools.objects]
+    link += [*(f"../{name}.o" for name in tools.objects), *tools.link.split()]
     revision = dsc.stem.rpartition("-")[2]
     cflags = f'{tools.cflags} -DSSH_EXTRAVERSION=\\"{_vendor()}-{revision}\\"'
     _run(log, "./configure", *tools.configure, f"CC={tools.compiler}", f"CFLAGS={cflags}", cwd=work / "openssh")

@@ -233,3 +233,47 @@ def test_user_who_stops_all_processes_of_theirs_holds_up_no_prolog(tiny_node: No
         stopper.wait()
         tiny_node.run("rm -f /tmp/go", check=True)
     assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
+
+
+SMALL_ORDER = """
+import os, socket, struct, sys
+
+def packet(sock, payload):
+    padding = 8 - (len(payload) + 5) % 8 + 8
+    sock.sendall(struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding))
+
+def payload(file):
+    length, padding = struct.unpack(">IB", file.read(5))
+    return file.read(length - 1)[: length - 1 - padding]
+
+with socket.create_connection(("127.0.0.1", 1204)) as sock, sock.makefile("rb") as file:
+    sock.sendall(b"SSH-2.0-attacker\\r\\n")
+    file.readline()
+    kexinit = payload(file)
+    packet(sock, kexinit)
+    packet(sock, bytes([30]) + struct.pack(">I", 32) + bytes.fromhex(sys.argv[1]))
+    answer = payload(file) if file.peek(1) else b""
+    print(answer[0] if answer else "closed")
+"""
+POINTS = (
+    "00" * 32,
+    "01" + "00" * 31,
+    "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+)
+SSH_MSG_KEX_ECDH_REPLY = 31
+
+
+def test_key_exchange_with_a_point_of_small_order(tiny_node: Node) -> None:
+    """With one the secret would be known to everybody (RFC 7748, section 6.1): refused, whosever code computes it."""
+    words = [SETUP, "-u", "alice", "-N", "node1/1", "--job", "17", "docker", "tiny:1"]
+    assert tiny_node.run(words).returncode == 0
+    for point in POINTS:
+        said = tiny_node.run(["/usr/bin/python3", "-I", "-c", SMALL_ORDER, point], "bob", check=True).stdout
+        assert said == "closed\n"
+    log = tiny_node.shifterctl("logs", "--job", "17").stdout
+    assert log.count("invalid elliptic curve value") == len(POINTS)
+    honest = f"09{'00' * 31}"
+    said = tiny_node.run(["/usr/bin/python3", "-I", "-c", SMALL_ORDER, honest], "bob", check=True).stdout
+    assert said == f"{SSH_MSG_KEX_ECDH_REPLY}\n"
+    assert tiny_node.run([UNSETUP, "--job", "17"]).returncode == 0
