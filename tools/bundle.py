@@ -1,4 +1,4 @@
-"""Put the builder and every module of its build path into one file of byte code, builder.pyc.
+"""Put a program that is started in front of every launch, or job, and all its modules into one file of byte code.
 
 A module that is imported the ordinary way is looked for, opened, stat-ed and read: 0.1 to 0.2 ms each, for twenty modules
 a quarter of what the interpreter itself needs to start. Here they come with the file that is read anyway, are put into
@@ -11,9 +11,7 @@ import marshal
 from pathlib import Path
 from types import CodeType
 
-ENTRY = "shifter.udi.run"
-
-# Runs before shifter/builder.py; MODULES is the constant that bundle() replaces: (name, is a package, code) of each.
+# MODULES and LAST are constants that bundle() replaces: (name, is a package, code) of each module, and what is done then.
 LOADER = """
 import sys
 for name, package, code in MODULES:
@@ -27,28 +25,30 @@ for name, package, code in MODULES:
     if parent:
         setattr(sys.modules[parent], child, module)
 del name, package, code, module, parent, child
-exec(BUILDER, {"__name__": "__main__", "__file__": __file__})
+exec(LAST)
 """
 
 
-def bundle(tree: Path, libexec: str) -> None:
-    """Write *tree*/builder.pyc from the package below *tree*, which will lie at *libexec* when it is installed."""
+def bundle(tree: Path, libexec: str, name: str, entry: str, last: Path | None = None) -> None:
+    """Write *tree*/*name*.pyc from the package below *tree*, which will lie at *libexec* when it is installed.
+
+    *entry*: the module that, with all that it needs, is in it; *last*: a source file that is executed then, as a program.
+    Without one the result is a module, with the main() of *entry*.
+    """
     modules = []
-    for name in _ordered(tree):
-        source, package = _source(tree, name)
-        modules.append((name, package, _compile(source, tree, libexec)))
-    builder = _compile(tree / "shifter" / "builder.py", tree, libexec)
-    loader = compile(
-        LOADER.replace("MODULES", "'MODULES'").replace("BUILDER", "'BUILDER'"), f"{libexec}/builder.pyc", "exec"
-    )
-    values: dict[object, object] = {"MODULES": tuple(modules), "BUILDER": builder}
+    for module in _ordered(tree, entry):
+        source, package = _source(tree, module)
+        modules.append((module, package, _compile(source, tree, libexec)))
+    code = _compile(last, tree, libexec) if last else compile(f"from {entry} import main", name, "exec")
+    loader = compile(LOADER.replace("MODULES", "'MODULES'").replace("LAST", "'LAST'"), f"{libexec}/{name}.pyc", "exec")
+    values: dict[object, object] = {"MODULES": tuple(modules), "LAST": code}
     constants = tuple(values.get(c, c) if isinstance(c, str) else c for c in loader.co_consts)
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)  # PEP 552: hash-based, unchecked
-    (tree / "builder.pyc").write_bytes(header + marshal.dumps(loader.replace(co_consts=constants)))
+    (tree / f"{name}.pyc").write_bytes(header + marshal.dumps(loader.replace(co_consts=constants)))
 
 
-def _ordered(tree: Path) -> list[str]:
-    """Return the modules that ENTRY needs at import, each after those that it needs itself, packages first."""
+def _ordered(tree: Path, entry: str) -> list[str]:
+    """Return the modules that *entry* needs at import, each after those that it needs itself, packages first."""
     done: list[str] = []
 
     def visit(name: str) -> None:
@@ -61,7 +61,7 @@ def _ordered(tree: Path) -> list[str]:
         if name not in done:
             done.append(name)
 
-    visit(ENTRY)
+    visit(entry)
     return done
 
 

@@ -22,10 +22,13 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, "{libexec}")
-from shifter.{name} import main
+from {module} import main
 
 sys.exit(main())
 """
+
+# The interpreter's own end takes 4 ms; what these print is flushed where it is written.
+QUICK_LAUNCHER = LAUNCHER.replace("import sys", "import os\nimport sys", 1).replace("sys.exit(", "os._exit(")
 
 COMMANDS = {
     "shifterctl": "cli.shifterctl",
@@ -36,6 +39,9 @@ COMMANDS = {
     "shifter-slurm-epilog": "cli.slurm_epilog",
 }
 """The commands in Python, and the module that each is."""
+
+BUNDLED = ("setupRoot", "unsetupRoot")
+"""Those for which nobody should wait."""
 
 INTERNAL = {"shifter_cli.py": "cli.shifter", "slurm_submit.py": "wlm.submit"}
 """What the door runs for --help, --version and usage errors, and Slurm's plugin for options at submission."""
@@ -56,15 +62,18 @@ def main() -> None:
     launchers = args.out.with_name("launchers")
     launchers.mkdir(exist_ok=True)
     for name, module in COMMANDS.items():
-        (launchers / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=module))
+        launcher, place = (QUICK_LAUNCHER, name) if name in BUNDLED else (LAUNCHER, f"shifter.{module}")
+        (launchers / name).write_text(launcher.format(python=args.python, libexec=args.libexec, module=place))
     for name, module in INTERNAL.items():
-        (out / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, name=module))
+        (out / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, module=f"shifter.{module}"))
 
     if not compileall.compile_dir(
         out, quiet=1, force=True, invalidation_mode=UNCHECKED, stripdir=str(out), prependdir=args.libexec
     ):
         raise SystemExit("byte-compiling failed")
-    bundle(out, args.libexec)
+    bundle(out, args.libexec, "builder", "shifter.udi.run", out / "shifter/builder.py")
+    for name in BUNDLED:
+        bundle(out, args.libexec, name, f"shifter.{COMMANDS[name]}")
     shutil.rmtree(args.out, ignore_errors=True)
     out.rename(args.out)
 

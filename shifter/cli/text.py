@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import click
+from shifter.errors import ShifterError, UsageError, describe
 
-from shifter.errors import ShifterError, describe
+MYPY = False
+if MYPY:
+    import click
 
 
 def escape(text: str) -> str:
@@ -69,19 +70,31 @@ def fail(program: str, message: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the interpreter flushes once more at its end
 
 
-def run(command: click.Command, program: str, argv: list[str] | None) -> int:
-    """Run *command* with *argv* (None: the process's arguments); return the exit status. Errors are printed here, once."""
+def guard(program: str, work: Callable[[], int | None]) -> int:
+    """Do *work*; return the exit status. Errors are printed here, once."""
     prepare_streams()
-    call: Callable[..., Any] = command.main
     try:
-        status = call(args=sys.argv[1:] if argv is None else argv, prog_name=program, standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        fail(program, error.format_message())
+        return work() or 0
     except ShifterError as error:
         fail(program, error.chain())
     except OSError as error:
         fail(program, describe(error))
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         return 130
     return 1
+
+
+def run(command: "click.Command", program: str, argv: list[str] | None) -> int:
+    """Run *command* with *argv* (None: the process's arguments); return the exit status. Errors are printed here, once."""
+    import click  # which the commands of jobs do without
+
+    def work() -> int:
+        try:
+            status = command.main(args=sys.argv[1:] if argv is None else argv, prog_name=program, standalone_mode=False)
+        except click.ClickException as error:
+            raise UsageError(error.format_message()) from None
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        return status if isinstance(status, int) else 0
+
+    return guard(program, work)

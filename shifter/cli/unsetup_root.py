@@ -1,32 +1,38 @@
 """unsetupRoot: what an epilog runs after a job: everything that setupRoot made ends, and the exit status is the truth."""
 
-import json
 import os
+import sys
 
-import click
-
-from shifter import _build
 from shifter.cli import text
+from shifter.cli.arguments import Option, Parser
 from shifter.errors import AccessError
 from shifter.jobs import job as jobs
 from shifter.jobs import setup
 
-
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True, "allow_extra_args": True}
+PARSER = Parser(
+    "unsetupRoot",
+    "",
+    "End everything that runs in the UDIs of a job on this node, and take them down. For root, from an epilog.\n"
+    "  Exit status 0 only if nothing is left; it may be called again, and for a job that was never set up.",
+    [
+        Option("--job", metavar="ID", about="The job's id; without it, the one unnamed slot."),
+        Option("--json", about="Print a JSON object about it."),
+    ],
 )
-@click.version_option(_build.VERSION, message=f"unsetupRoot {_build.VERSION} (build {_build.BUILD})")
-@click.option("--job", "ident", metavar="ID", default="", help="The job's id; without it, the one unnamed slot.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object about it.")
-def cli(ident: str, as_json: bool) -> int:
-    """End everything that runs in the UDIs of a job on this node, and take them down. For root, from an epilog.
 
-    Exit status 0 only if nothing is left; it may be called again, and for a job that was never set up.
-    """
+
+def _take_down(argv: list[str]) -> int:
+    # Epilogs written for C Shifter may give it more, which never meant anything.
+    asked = PARSER.parse(argv, lenient=True)
+    if asked is None:
+        return 0
     if os.geteuid() != 0:
         raise AccessError("only root can take down a job")
+    ident = asked.text("--job") or ""
     left = setup.take_down(jobs.parse_ident(ident))
-    if as_json:
+    if asked.last("--json"):
+        import json
+
         text.write(json.dumps({"job": ident, "left": left}) + "\n")
     for line in left:
         text.fail("unsetupRoot", f"left: {line}")
@@ -35,4 +41,4 @@ def cli(ident: str, as_json: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line *argv* (default: the process's); return the exit status. Errors are printed here, once."""
-    return text.run(cli, "unsetupRoot", argv)
+    return text.guard("unsetupRoot", lambda: _take_down(sys.argv[1:] if argv is None else argv))

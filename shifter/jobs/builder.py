@@ -8,10 +8,13 @@ import time
 from shifter import _build, fields
 from shifter.errors import BuildError
 from shifter.jobs.job import Job
-from shifter.linux import drop
+from shifter.linux import child, syscalls
+from shifter.udi.inventory import Home
 
 LOCK, ANSWER = 4, 3
 """Descriptors of the builder (shifter/builder.py)."""
+PATIENCE = 10.0
+"""Seconds after which one that waits for a question is not asked any more: it ends by itself (udi/run.py: START_TIMEOUT)."""
 
 
 def request(job: Job, namespace: int) -> bytes:
@@ -32,41 +35,53 @@ def request(job: Job, namespace: int) -> bytes:
     return fields.encode(content)
 
 
-def build(job: Job, namespace: int, lock: int, timeout: float) -> None:
-    """Run the builder until the UDI is there. *lock*: the descriptor of the user's lock, held.
+class Builder:
+    """A builder for one UDI, as a context. It can be started before it is known what to ask it for.
 
-    Raises BuildError with the builder's own line.
+    Its interpreter needs as long to start as the names and keys of a job. It begins in the namespace that *home* came from.
+    *lock*: the descriptor of the user's lock, which is taken when it is asked; both have it by the same open file.
     """
-    request_read, request_write = os.pipe()
-    answer_read, answer_write = os.pipe()
-    log_read, log_write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            os.chdir("/")
-            os.umask(0o022)
-            source, log, answer, lock = drop.keep_only(request_read, log_write, answer_write, lock)
-            for fd, target in ((source, 0), (log, 1), (log, 2), (answer, ANSWER), (lock, LOCK)):
-                os.dup2(fd, target)
-            for number in range(1, signal.NSIG):
-                if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-                    signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            program = [_build.PYTHON, "-I", "-S", "-B", f"{_build.LIBEXEC}/builder.pyc", str(LOCK)]
-            os.execve(program[0], program, {"LC_ALL": "C"})
-        finally:
-            os._exit(127)
-    for fd in (request_read, answer_write, log_write):
-        os.close(fd)
-    try:
-        os.write(request_write, request(job, namespace))
-        os.close(request_write)
-        _wait(answer_read, log_read, timeout)
-    finally:
-        os.close(answer_read)
-        os.close(log_read)
-        os.waitpid(child, 0)
+
+    def __init__(self, lock: int, home: Home) -> None:
+        self._lock = lock
+        self._home = home
+        self._start()
+
+    def _start(self) -> None:
+        self._began = time.monotonic()
+        request_read, self._request = os.pipe()
+        self._answer, answer_write = os.pipe()
+        self._log, log_write = os.pipe()
+        program = [_build.PYTHON, "-I", "-S", "-B", f"{_build.LIBEXEC}/builder.pyc", str(LOCK)]
+        descriptors = {0: request_read, 1: log_write, 2: log_write, ANSWER: answer_write, LOCK: self._lock}
+        with self._home.away():
+            self._pid = child.spawn(program, {"LC_ALL": "C"}, descriptors)
+        for fd in (request_read, answer_write, log_write):
+            os.close(fd)
+
+    def __enter__(self) -> "Builder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Without a question, or when it failed, it ends at once; else it may go on with what nobody waits for."""
+        for fd in (self._request, self._answer, self._log):
+            if fd >= 0:
+                os.close(fd)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+    def build(self, job: Job, timeout: float) -> None:
+        """Have the UDI built. Raises BuildError with the builder's own line."""
+        if time.monotonic() > self._began + PATIENCE:
+            self.__exit__()
+            self._start()
+        syscalls.flock(self._lock, syscalls.LOCK_EX, "lock")
+        os.write(self._request, request(job, syscalls.mount_namespace_id(self._home.back)))
+        os.close(self._request)
+        self._request = -1
+        _wait(self._answer, self._log, timeout)
+        self._pid = 0
 
 
 def _wait(answer: int, log: int, timeout: float) -> None:

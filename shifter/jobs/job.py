@@ -4,7 +4,7 @@ import hashlib
 import os
 import pwd
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from shifter import request
 from shifter.errors import UsageError
@@ -14,23 +14,39 @@ MAX_TASKS = 1 << 20
 """Lines of /var/hostsfile; more than any machine has processors, and some tens of megabytes of names."""
 
 
-@dataclass
 class Job:
     """Whose job it is, what image it runs in and where. *ident*: request.UNNAMED_JOB where the node has one slot only."""
 
-    ident: str
-    user: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    image: str
-    volumes: list[str] = field(default_factory=list)
-    modules: list[str] = field(default_factory=list)
-    nodes: list[tuple[str, int]] = field(default_factory=list)
-    restart: int = 0
-    sshd: bool = True
-    home: str = "/"
-    authorized: list[bytes] = field(default_factory=list)
+    def __init__(
+        self,
+        ident: str,
+        user: str,
+        uid: int,
+        gid: int,
+        groups: tuple[int, ...],
+        image: str,
+        *,
+        volumes: Sequence[str] = (),
+        modules: Sequence[str] = (),
+        nodes: Sequence[tuple[str, int]] = (),
+        restart: int = 0,
+        sshd: bool = True,
+        home: str = "/",
+        authorized: Sequence[bytes] = (),
+    ) -> None:
+        self.ident = ident
+        self.user = user
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.image = image
+        self.volumes = volumes
+        self.modules = modules
+        self.nodes = nodes
+        self.restart = restart
+        self.sshd = sshd
+        self.home = home
+        self.authorized = authorized
 
     @property
     def title(self) -> str:

@@ -1,7 +1,6 @@
 """Ending everything that runs in UDIs: stopped first, killed by pidfd, until a look at all processes finds nothing."""
 
 import contextlib
-import json
 import os
 import pwd
 import signal
@@ -92,6 +91,8 @@ def _marker(pid: str) -> tuple[str, dict[str, object]]:
         device = str(os.fstat(root).st_dev)
     finally:
         os.close(root)
+    import json  # for who finds a process in a UDI only
+
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         if status.st_uid != 0 or not stat.S_ISREG(status.st_mode) or status.st_mode & 0o022:

@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from shifter import _build, config
 from shifter.errors import AccessError, BuildError
 from shifter.jobs import builder, cgroup, processes, state
 from shifter.jobs.job import Job
-from shifter.linux import syscalls
 from shifter.request import UNNAMED_JOB
 from shifter.sshd import SshError, daemon, hosts
 from shifter.udi import inventory, pins, records
@@ -38,20 +37,10 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
             if left:
                 raise BuildError(f"{job.title}: left of an earlier set-up: {'; '.join(left)}")
             try:
-                os.makedirs(f"{directory}/{state.SETUP}", 0o700, exist_ok=True)
-                pins.write_file(f"{directory}/{state.SETUP}/hostsfile", job.hostsfile())
-                names = [name for name, _ in job.nodes]
-                addresses = hosts.resolve(names)
-                pins.write_file(f"{directory}/{state.SETUP}/hosts", hosts.etc_hosts(names, addresses))
-                done("names")
-                sshd = None
-                try:
-                    if job.sshd:
-                        sshd = daemon.Sshd.prepare(job, settings, f"{directory}/{state.SETUP}", addresses, say)
-                except SshError as error:
-                    say(f"no sshd: {error.chain()}")
-                done("keys")
-                _build_udi(job, settings, home)
+                with _builder(job, home) as udi:
+                    sshd = _prepare(job, settings, f"{directory}/{state.SETUP}", say)
+                    done("names and keys")
+                    udi.build(job, settings.udiBuildTimeout)
                 done("UDI")
                 pins.remove(f"{directory}/{state.SETUP}")
                 if sshd:
@@ -67,14 +56,29 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
     return True
 
 
-def _build_udi(job: Job, settings: config.Config, home: "inventory.Home") -> None:
-    """Have the UDI built, from the namespace that the caller of setupRoot is in."""
+def _prepare(job: Job, settings: config.Config, directory: str, say: Callable[[str], None]) -> "daemon.Sshd | None":
+    """Write the files that the UDI is to get into *directory*; return the sshd that can be started in it, if there is one."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    pins.write_file(f"{directory}/hostsfile", job.hostsfile())
+    names = [name for name, _ in job.nodes]
+    sshd = None
+    with hosts.Resolver(names) as resolver:
+        try:
+            if job.sshd:
+                sshd = daemon.Sshd.prepare(job, settings, directory, resolver.addresses, say)
+        except SshError as error:
+            say(f"no sshd: {error.chain()}")
+        pins.write_file(f"{directory}/hosts", hosts.etc_hosts(names, resolver.addresses()))
+    return sshd
+
+
+@contextlib.contextmanager
+def _builder(job: Job, home: "inventory.Home") -> Iterator[builder.Builder]:
     os.makedirs(f"{pins.UDIS}/{job.uid}", 0o700, exist_ok=True)
     lock = os.open(f"{pins.UDIS}/{job.uid}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:
-        syscalls.flock(lock, syscalls.LOCK_EX, "lock")
-        with home.away():
-            builder.build(job, syscalls.mount_namespace_id(home.back), lock, settings.udiBuildTimeout)
+        with builder.Builder(lock, home) as made:
+            yield made
     finally:
         os.close(lock)
 

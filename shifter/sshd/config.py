@@ -17,7 +17,6 @@ which we ship, and would then hold for every other host too.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from shifter.sshd import SshError
 from shifter.sshd.trust import ETC, canonical_address, node_names
@@ -60,14 +59,13 @@ _SERVER_DEFAULTS = (
 _CLIENT_WITHOUT = "CertificateFile GSSAPIKeyExchange HostKeyAlias Hostname Include PKCS11Provider RemoteCommand User"
 
 
-@dataclass(frozen=True)
 class Server:
     """What the sshd of a UDI depends on. addresses: where it listens (none: everywhere)."""
 
-    user: str
-    port: int
-    addresses: Sequence[str] = ()
-    sftp_server: str = SFTP_SERVER
+    def __init__(self, user: str, port: int, addresses: Sequence[str] = ()) -> None:
+        self.user = user
+        self.port = port
+        self.addresses = addresses
 
 
 def server_config(template: bytes, server: Server, where: str = "sshd_config") -> tuple[bytes, list[str]]:
@@ -103,7 +101,7 @@ def server_config(template: bytes, server: Server, where: str = "sshd_config") -
     kept, warnings = _template(template, where, fixed, without.split(), server=True)
     # Only where the site says nothing: of MaxStartups sshd takes the last value.
     said = {match[1].lower() for match in map(_LINE.fullmatch, kept) if match}
-    fixed += [("Subsystem", f"sftp {server.sftp_server}")]
+    fixed += [("Subsystem", f"sftp {SFTP_SERVER}")]
     fixed += [(keyword, value) for keyword, value in _SERVER_DEFAULTS if keyword.lower().encode() not in said]
     return _whole(fixed, kept), warnings
 

@@ -1,30 +1,27 @@
 """Starting the sshd of a UDI as its user, and waiting until it answers with the host certificate of this job."""
 
+import binascii
 import contextlib
 import errno
 import os
 import resource
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from shifter import _build, limits
 from shifter.config import Config
 from shifter.errors import describe
 from shifter.jobs import cgroup
 from shifter.jobs.job import Job
-from shifter.linux import drop, syscalls
-from shifter.sshd import SshError, config, hosts, interfaces, secret, trust
+from shifter.linux import child, drop, syscalls
+from shifter.sshd import SshError, authorized, config, handshake, hosts, secret, trust
 from shifter.sshd.secret import Account
 from shifter.sshd.trust import ETC
 from shifter.udi import pins
 
 SSHD = "/opt/udiImage/sbin/sshd"
-KEYSCAN = "/opt/udiImage/bin/ssh-keyscan"
 TIME_LIMIT = 20.0
 """Seconds until an sshd that does not answer is given up; on a busy node it takes some tens of milliseconds."""
 SILENCE = 0.2
@@ -33,41 +30,52 @@ LOG_SIZE = "256k"
 """Size of the file system that only holds the log: who connects in a loop fills that, and nothing that others need."""
 
 
-@dataclass(frozen=True)
 class Sshd:
-    """The sshd of a job on this node: its files are prepared before the UDI is built, then it is started in that."""
+    """The sshd of a job on this node: its files are prepared before the UDI is built, then it is started in that.
 
-    account: Account
-    address: str
-    """At which it is asked whether it answers."""
-    port: int
-    limits: list[str]
-    certificate: bytes
+    *address*: at which it is asked whether it answers; *certificate*: what it has to answer then.
+    """
+
+    def __init__(self, account: Account, address: str, port: int, limited: list[str], certificate: bytes) -> None:
+        self.account = account
+        self.address = address
+        self.port = port
+        self.limits = limited
+        self.certificate = certificate
 
     @classmethod
     def prepare(
-        cls, job: Job, settings: Config, directory: str, addresses: dict[str, list[str]], say: Callable[[str], None]
+        cls,
+        job: Job,
+        settings: Config,
+        directory: str,
+        addresses: Callable[[], dict[str, list[str]]],
+        say: Callable[[str], None],
     ) -> "Sshd":
         """Write the keys and configuration files of *job* into *directory*, as ``etc.NAME``. Raises SshError.
 
-        *addresses*: of the job's nodes, by name (hosts.resolve).
+        *addresses*: gives those of the job's nodes, by name; asked as late as possible.
         """
-        templates = Path(settings.udiImagePath or f"{_build.PREFIX}/libexec/shifter/opt/udiImage") / "etc"
+        templates = f"{settings.udiImagePath or f'{_build.PREFIX}/libexec/shifter/opt/udiImage'}/etc"
         port = job_port(job.ident, settings.sshdPort)
-        listen = interfaces.addresses(settings.sshdInterface) if settings.sshdInterface else []
+        listen = []
+        if settings.sshdInterface:
+            from shifter.sshd import interfaces
+
+            listen = interfaces.addresses(settings.sshdInterface)
         refuse_taken_port(port, listen)
         account = Account(job.uid, job.gid, job.groups, job.home)
         masters = (
             secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else [secret.user_secret(account)]
         )
-        own, everybody = hosts.names([name for name, _ in job.nodes], addresses, listen)
         legacy = secret.legacy_key(account)
-        authorized = [*(trust.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
-        files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, authorized)
+        own, everybody = hosts.names([name for name, _ in job.nodes], addresses(), listen)
+        further = [*(authorized.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
+        files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, further)
         server, warnings = config.server_config(
-            _template(templates / "sshd_config"), config.Server(job.user, port, listen), f"{templates}/sshd_config"
+            _template(f"{templates}/sshd_config"), config.Server(job.user, port, listen), f"{templates}/sshd_config"
         )
-        template = _template(templates / "ssh_config")
+        template = _template(f"{templates}/ssh_config")
         client, more = config.client_config(template, port, f"{templates}/ssh_config")
         for warning in warnings + more:
             say(warning)
@@ -77,8 +85,9 @@ class Sshd:
         ]
         for file in files:
             _write(f"{directory}/etc.{file.name}", file)
-        certificate = next(file.data for file in files if file.name.endswith("-cert.pub"))
-        return cls(account, listen[0] if listen else "127.0.0.1", port, settings.sshdLimits, certificate)
+        certificate = next(file.data for file in files if file.name.endswith("-cert.pub")).split()[1]
+        address = listen[0] if listen else "127.0.0.1"
+        return cls(account, address, port, settings.sshdLimits, binascii.a2b_base64(certificate))
 
     def start(self, ident: str, directory: str, group: str) -> None:
         """Start it in the UDI of the job *ident* and the cgroup *group*, with its log in *directory*; wait for its answer.
@@ -86,80 +95,48 @@ class Sshd:
         Raises SshError.
         """
         log = _open_log(f"{directory}/log", self.account.uid)
+        null = os.open("/dev/null", os.O_RDWR)
         try:
-            child = self._start(ident, log, group)
+            # By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and
+            # there is no second way in. It becomes the sshd, whose PID is known.
+            words = [f"{_build.PREFIX}/bin/shifter", "--clearenv", SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config"]
+            sshd = child.spawn(
+                words,
+                {"SHIFTER_JOB_ID": ident},  # all that it needs to find the job's UDI; --clearenv keeps it out of that
+                {0: null, 1: null, 2: log},
+                lambda: _enter(self.account, group, self.limits),
+            )
             try:
-                self._wait_until_ready(child, ident, Path(f"{directory}/log/sshd"))
+                self._wait_until_ready(sshd, f"{directory}/log/sshd")
             except SshError as error:
-                child.kill()  # its user may have stopped it where it is in no UDI yet
-                child.wait()
-                lines = Path(f"{directory}/log/sshd").read_text("utf-8", "replace").splitlines()
+                # Its user may have stopped it where it is in no UDI yet.
+                os.kill(sshd, signal.SIGKILL)
+                os.waitpid(sshd, 0)
+                lines = _read(f"{directory}/log/sshd").decode("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
-            started = Path(f"/proc/{child.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-            pins.write_file(f"{directory}/sshd", f"{child.pid} {started}\n".encode())
+            started = _read(f"/proc/{sshd}/stat").decode("utf-8", "replace").rpartition(")")[2].split()[19]
+            pins.write_file(f"{directory}/sshd", f"{sshd} {started}\n".encode())
         finally:
+            os.close(null)
             os.close(log)
 
-    def _start(self, ident: str, log: int, group: str) -> subprocess.Popen[bytes]:
-        """Start sshd in the UDI of the job *ident* as the user, its messages going to *log*.
-
-        By `shifter`, as the user would: so namespace, groups and environment are those of every command in this UDI, and there
-        is no second way in. It becomes the sshd, whose PID is known.
-        """
-        words = _in_udi(SSHD, "-D", "-e", "-f", f"{ETC}/sshd_config")
-        null = subprocess.DEVNULL
-        try:
-            return subprocess.Popen(
-                words,
-                stdin=null,
-                stdout=null,
-                stderr=log,
-                cwd="/",
-                env=_environment(ident),
-                start_new_session=True,
-                preexec_fn=lambda: _enter(self.account, group, self.limits),
-            )
-        except OSError as error:
-            raise SshError(describe(error)) from None
-
-    def _wait_until_ready(self, child: subprocess.Popen[bytes], ident: str, log: Path) -> None:
-        """Wait until the sshd *child* answers with our host certificate. Raises SshError that says why it does not."""
+    def _wait_until_ready(self, sshd: int, log: str) -> None:
+        """Wait until the process *sshd* answers with our host certificate. Raises SshError that says why it does not."""
         begin = time.monotonic()
-        pause = 0.002
-        while time.monotonic() < begin + TIME_LIMIT:
-            if child.poll() is not None:
+        while (spent := time.monotonic() - begin) < TIME_LIMIT:
+            # It stays a zombie, so that its number is nobody else's.
+            if os.waitid(os.P_PID, sshd, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise SshError("sshd ended at once")
             # It says so, unless a site has it say less: to try costs a process of its, at a moment when it has to start.
-            if b"Server listening" in log.read_bytes() or (time.monotonic() > begin + SILENCE and self._listens()):
-                found = self._scan(ident)
-                if self.certificate.split()[1] in found.split():
-                    return
-                if found:
-                    raise SshError(f"on port {self.port} somebody else answers, with another host certificate")
-            time.sleep(pause)
-            pause = min(pause * 2, 0.008)
+            if b"Server listening" in _read(log) or spent > SILENCE:
+                with contextlib.suppress(OSError):
+                    found = handshake.host_key(self.address, self.port, TIME_LIMIT - spent)
+                    if found == self.certificate:
+                        return
+                    if found:
+                        raise SshError(f"on port {self.port} somebody else answers, with another host certificate")
+            time.sleep(0.002 if spent < SILENCE else 0.02)
         raise SshError(f"sshd did not answer within {TIME_LIMIT:.0f} s")
-
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), timeout=1):
-            return True
-        return False
-
-    def _scan(self, ident: str) -> bytes:
-        """Return what ssh-keyscan says of the host certificates; it runs in the UDI, as the user, who may stop it."""
-        try:
-            done = subprocess.run(
-                _in_udi(KEYSCAN, "-c", "-t", "ed25519", "-T", "5", "-p", str(self.port), self.address),
-                cwd="/",
-                env=_environment(ident),
-                preexec_fn=lambda: _enter(self.account),
-                capture_output=True,
-                check=False,
-                timeout=TIME_LIMIT,
-            )
-        except subprocess.TimeoutExpired:
-            return b""
-        return done.stdout
 
 
 def job_port(ident: str, ports: tuple[int, int]) -> int:
@@ -169,9 +146,14 @@ def job_port(ident: str, ports: tuple[int, int]) -> int:
     return ports[0] + number % (ports[1] - ports[0] + 1)
 
 
-def _template(path: Path) -> bytes:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _template(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return _read(path)
     except OSError as error:
         raise SshError(f"{describe(error)}; make install puts it there, udiImagePath says where") from None
 
@@ -225,40 +207,21 @@ def refuse_taken_port(port: int, addresses: Sequence[str]) -> None:
                     ) from None
 
 
-def _in_udi(*words: str) -> list[str]:
-    """Return the command that executes *words* in the UDI of a job, with nothing of the caller's environment."""
-    return [f"{_build.PREFIX}/bin/shifter", "--clearenv", *words]
-
-
-def _environment(ident: str) -> dict[str, str]:
-    """Return all that `shifter` needs to find the job's UDI; `--clearenv` keeps it out of the UDI."""
-    return {"SHIFTER_JOB_ID": ident}
-
-
-def _enter(account: Account, group: str = "", limited: Sequence[str] = ()) -> None:
-    """In a child that executes `shifter` next: become the user, and keep nothing of the prolog's but its limits.
+def _enter(account: Account, group: str, limited: Sequence[str]) -> None:
+    """In a child that executes `shifter` next: become the user, with the prolog's limits, or *limited*.
 
     Not more: `shifter` is setuid root. It joins the UDI and drops the rest, as in every launch.
     """
-    try:
-        # Also the one by which Popen waits for execve(2): the user may stop this process before.
-        drop.keep_only()
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        os.umask(0o022)
-        cgroup.enter(group)
-        for item in limited:
-            try:
-                kind, soft, hard = limits.parse(item)
-                resource.setrlimit(kind, (_rlim(soft), _rlim(hard)))
-            except (OSError, ValueError) as error:
-                raise SshError(f"sshdLimits: {item}: {error}") from None
-        # A workload manager's daemon may be spared by the OOM killer; what the user runs must not be.
-        spared = Path("/proc/self/oom_score_adj")
-        if int(spared.read_text()) < 0:
-            spared.write_text("0")
-        drop.log_in(account.uid, account.gid, account.groups)
-    except BaseException as error:
-        os.write(2, f"{error}\n".encode())
-        os._exit(127)
+    cgroup.enter(group)
+    for item in limited:
+        try:
+            kind, soft, hard = limits.parse(item)
+            resource.setrlimit(kind, (_rlim(soft), _rlim(hard)))
+        except (OSError, ValueError) as error:
+            raise SshError(f"sshdLimits: {item}: {error}") from None
+    # A workload manager's daemon may be spared by the OOM killer; what the user runs must not be.
+    spared = "/proc/self/oom_score_adj"
+    if int(_read(spared)) < 0:
+        with open(spared, "w") as file:
+            file.write("0")
+    drop.log_in(account.uid, account.gid, account.groups)

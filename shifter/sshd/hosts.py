@@ -15,7 +15,7 @@ TIME_LIMIT = 10.0
 def names(nodes: list[str], addresses: dict[str, list[str]], listen: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Return (names and addresses of this node, those of all nodes). The first goes into its host certificate.
 
-    *addresses*: what `resolve` found; *listen*: further ones of this node.
+    *addresses*: what `Resolver` found; *listen*: further ones of this node.
     """
     here = os.uname().nodename
     short = here.partition(".")[0]
@@ -43,35 +43,51 @@ def etc_hosts(nodes: list[str], addresses: dict[str, list[str]]) -> bytes:
     return "".join(line + "\n" for line in lines).encode("ascii")
 
 
-def resolve(nodes: list[str]) -> dict[str, list[str]]:
-    """Return the addresses of *nodes* and of this node, as far as the name service answers in time: a child asks it."""
-    wanted = sorted({*nodes, os.uname().nodename})
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(read)
-            with open(write, "wb") as out:
-                for name in wanted:
-                    with contextlib.suppress(OSError, UnicodeError):
-                        found = sorted(
-                            {entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
-                        )
-                        out.write(f"{name} {' '.join(map(str, found))}\n".encode())
-                        out.flush()
-        finally:
-            os._exit(0)
-    os.close(write)
-    data = b""
-    with open(read, "rb", buffering=0) as answer:
-        deadline = time.monotonic() + TIME_LIMIT
-        while select.select([answer], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            block = answer.read(65536)
-            if not block:
-                break
-            data += block
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    lines = [line.split() for line in data.decode("ascii", "replace").split("\n")[:-1]]
-    return {words[0]: [word for word in words[1:] if "%" not in word] for words in lines if words}
+class Resolver:
+    """A child that asks the name service for the addresses of *nodes* and of this node, while we do something else."""
+
+    def __init__(self, nodes: list[str]) -> None:
+        wanted = sorted({*nodes, os.uname().nodename})
+        self._deadline = time.monotonic() + TIME_LIMIT
+        self._found: dict[str, list[str]] | None = None
+        self._read, write = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            try:
+                os.close(self._read)
+                _ask(wanted, write)
+            finally:
+                os._exit(0)
+        os.close(write)
+
+    def __enter__(self) -> "Resolver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._read)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGKILL)
+        os.waitpid(self._child, 0)
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Return the addresses by name, as far as the name service answered in time."""
+        if self._found is None:
+            data = b""
+            while select.select([self._read], [], [], max(0.0, self._deadline - time.monotonic()))[0]:
+                block = os.read(self._read, 65536)
+                if not block:
+                    break
+                data += block
+            lines = [line.split() for line in data.decode("ascii", "replace").split("\n")[:-1]]
+            self._found = {words[0]: [word for word in words[1:] if "%" not in word] for words in lines if words}
+        return self._found
+
+
+def _ask(names: list[str], write: int) -> None:
+    """Write a line for each name that is known: the name and its addresses."""
+    with open(write, "wb") as out:
+        for name in names:
+            with contextlib.suppress(OSError, UnicodeError):
+                found = sorted({entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)})
+                out.write(f"{name} {' '.join(map(str, found))}\n".encode())
+                out.flush()

@@ -27,7 +27,6 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shifter.errors import ConfigError, ShifterError, describe
 from shifter.linux import drop, paths, syscalls
@@ -44,14 +43,14 @@ _DIRECTORY = ".udiRoot"
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # O_NONBLOCK: a FIFO must not stop us
 
 
-@dataclass(frozen=True)
 class Account:
     """The user of a job, as the node knows them."""
 
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str
+    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
 
 
 def site_secrets(path: str) -> list[bytes]:
@@ -337,12 +336,12 @@ def _answer(fd: int, time_limit: float) -> bytes | None:
 
 def _end(pid: int) -> None:
     """End the child *pid* and wait for it a moment: one that hangs in a dead file system ends when its server is back."""
+    fd = os.pidfd_open(pid)  # a zombie at least: nobody else waits for it
     try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    for _ in range(50):
-        done, _status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return
-        time.sleep(0.002)
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(100)
+        os.waitpid(pid, os.WNOHANG)
+    finally:
+        os.close(fd)

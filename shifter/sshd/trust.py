@@ -12,29 +12,15 @@ trusts their CA, which nobody stores, so time limits would add nothing but login
 `files` gives everything that the builder writes below `/opt/udiImage/etc` but the configuration files.
 """
 
-import base64
 import binascii
-import ipaddress
+import hmac
+import os
 import re
-import struct
+import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    SSHCertificateBuilder,
-    SSHCertificateType,
-    load_ssh_public_key,
-)
 
 from shifter.sshd import SshError
+from shifter.sshd.ed25519 import Key
 
 ETC = "/opt/udiImage/etc"
 MAX_KEYS = 100
@@ -45,38 +31,39 @@ MAX_NAMES = 65536
 """Names and addresses of all nodes of a job."""
 
 _FOREVER = 2**64 - 1
+_SSH2_CERT_TYPE_HOST = 2
+_KIND = b"ssh-ed25519"
 _NAME = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}", re.ASCII)
 
 
-@dataclass(frozen=True)
 class Job:
     """What all nodes of a job know alike, and its keys are derived from."""
 
-    cluster: str
-    uid: int
-    job: str
-    restart: int
+    def __init__(self, cluster: str, uid: int, job: str, restart: int) -> None:
+        self.cluster = cluster
+        self.uid = uid
+        self.job = job
+        self.restart = restart
 
 
-@dataclass(frozen=True)
 class File:
     """One file below ETC: what setupRoot hands to the builder."""
 
-    name: str
-    data: bytes
-    mode: int
-    owner: int
+    def __init__(self, name: str, data: bytes, mode: int, owner: int) -> None:
+        self.name = name
+        self.data = data
+        self.mode = mode
+        self.owner = owner
 
 
-def derive(master: bytes, job: Job, purpose: str) -> Ed25519PrivateKey:
+def derive(master: bytes, job: Job, purpose: str) -> Key:
     """Return the key of *job* for *purpose* (``ca``, ``login``); the same on every node."""
     words = (job.cluster, str(job.uid), job.job, str(job.restart), purpose)
     # With its length before each word no two jobs have the same text: ("a", "bc") is not ("ab", "c").
-    info = b"".join(
-        struct.pack(">I", len(word)) + word for word in (word.encode("utf-8", "surrogateescape") for word in words)
-    )
-    seed = HKDF(algorithm=SHA256(), length=32, salt=b"shifter ssh keys 1", info=info).derive(master)
-    return Ed25519PrivateKey.from_private_bytes(seed)
+    info = b"".join(map(string, (word.encode("utf-8", "surrogateescape") for word in words)))
+    # HKDF-SHA256 (RFC 5869) of 32 bytes, which is one block.
+    extracted = hmac.digest(b"shifter ssh keys 1", master, "sha256")
+    return Key(hmac.digest(extracted, info + b"\x01", "sha256"))
 
 
 def node_names(names: Iterable[str]) -> list[str]:
@@ -98,13 +85,13 @@ def node_names(names: Iterable[str]) -> list[str]:
 
 def canonical_address(text: str) -> str:
     """Return the IPv4 or IPv6 address *text* as ssh spells it. Raises SshError."""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+        return socket.inet_ntop(family, socket.inet_pton(family, text))
+    except (OSError, ValueError):
+        if "%" in text:
+            raise SshError(f"{text[:260]!a}: an address with a scope means another node on each node") from None
         raise SshError(f"{text[:260]!a} is neither the name of a node nor an address") from None
-    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        raise SshError(f"{text[:260]!a}: an address with a scope means another node on each node")
-    return str(address)
 
 
 def files(job: Job, masters: Sequence[bytes], names: Iterable[str], authorized: Iterable[bytes] = ()) -> list[File]:
@@ -116,7 +103,7 @@ def files(job: Job, masters: Sequence[bytes], names: Iterable[str], authorized: 
     """
     cas = [derive(master, job, "ca") for master in masters]
     logins = [derive(master, job, "login") for master in masters]
-    host = Ed25519PrivateKey.generate()
+    host = Key.generate()
     host_public = _public(host)
     allowed = list(dict.fromkeys([*map(_public, logins), *authorized]))
     if len(allowed) > MAX_KEYS:
@@ -133,8 +120,8 @@ def files(job: Job, masters: Sequence[bytes], names: Iterable[str], authorized: 
     ]
 
 
-def _certificate(job: Job, ca: Ed25519PrivateKey, host: Ed25519PrivateKey, names: list[str]) -> bytes:
-    """Return the host certificate for exactly *names*, which are in lower case: ssh compares so."""
+def _certificate(job: Job, ca: Key, host: Key, names: list[str]) -> bytes:
+    """Return the host certificate for exactly *names*, which are in lower case: ssh compares so (PROTOCOL.certkeys)."""
     if not 1 <= len(names) <= MAX_PRINCIPALS:
         raise SshError(
             f"this node has {len(names)} names and addresses; a host certificate holds 1 to {MAX_PRINCIPALS}"
@@ -142,99 +129,51 @@ def _certificate(job: Job, ca: Ed25519PrivateKey, host: Ed25519PrivateKey, names
     # Both are for the log: sshd and `ssh -v` print them. A job id that is no number leaves the serial 0, "none given".
     number = int(job.job) if re.fullmatch(r"[0-9]{1,19}", job.job, re.ASCII) else 0
     ident = f"shifter job {job.job} restart {job.restart} uid {job.uid} node {names[0]}"
-    builder = SSHCertificateBuilder().public_key(host.public_key()).type(SSHCertificateType.HOST)
-    builder = builder.serial(number).key_id(re.sub(r"[^ -~]", "?", ident)[:256].encode("ascii"))
-    builder = builder.valid_principals([name.encode("ascii") for name in names])
-    certificate = builder.valid_after(0).valid_before(_FOREVER).sign(ca)
-    return certificate.public_bytes() + b"\n"
+    kind = b"ssh-ed25519-cert-v01@openssh.com"
+    body = b"".join(
+        (
+            string(kind),
+            string(os.urandom(32)),  # nonce
+            string(host.public),
+            number.to_bytes(8, "big"),
+            _SSH2_CERT_TYPE_HOST.to_bytes(4, "big"),
+            string(re.sub(r"[^ -~]", "?", ident)[:256].encode("ascii")),
+            string(b"".join(string(name.encode("ascii")) for name in names)),
+            (0).to_bytes(8, "big"),  # valid after
+            _FOREVER.to_bytes(8, "big"),  # valid before
+            string(b"") * 3,  # critical options, extensions, reserved
+            string(_blob(ca)),
+        )
+    )
+    signature = string(_KIND) + string(ca.sign(body))
+    return kind + b" " + _base64(body + string(signature)) + b"\n"
 
 
-def _public(key: Ed25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+def _public(key: Key) -> bytes:
+    return _KIND + b" " + _base64(_blob(key))
 
 
-def _private(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+def _private(key: Key) -> bytes:
+    """Return the file of a private key that is not encrypted (PROTOCOL.key)."""
+    check = os.urandom(4) * 2
+    inner = check + _blob(key) + string(key.seed + key.public) + string(b"")
+    inner += bytes(range(1, 1 + -len(inner) % 8))
+    none = string(b"none") * 2 + string(b"")
+    text = _base64(b"openssh-key-v1\0" + none + (1).to_bytes(4, "big") + string(_blob(key)) + string(inner))
+    lines = [b"-----BEGIN OPENSSH PRIVATE KEY-----"]
+    lines += [text[at : at + 70] for at in range(0, len(text), 70)]
+    return b"\n".join([*lines, b"-----END OPENSSH PRIVATE KEY-----", b""])
 
 
-# --- keys that users bring -------------------------------------------------------------------------------------------
-
-# What follows the type in each kind of key: how many strings, and what the first one must be (None: anything).
-_KINDS = {
-    b"ssh-ed25519": (1, None),
-    b"ssh-rsa": (2, None),
-    b"ecdsa-sha2-nistp256": (2, b"nistp256"),
-    b"ecdsa-sha2-nistp384": (2, b"nistp384"),
-    b"ecdsa-sha2-nistp521": (2, b"nistp521"),
-    b"sk-ssh-ed25519@openssh.com": (2, None),
-    b"sk-ecdsa-sha2-nistp256@openssh.com": (3, b"nistp256"),
-}
-_RSA_BITS = (2048, 16384)
+def _blob(key: Key) -> bytes:
+    """Return a public key as it goes over the wire (RFC 8709)."""
+    return string(_KIND) + string(key.public)
 
 
-def parse_keys(data: bytes, where: str) -> list[bytes]:
-    """Return the public keys in *data*, the content of a file like authorized_keys, as ``TYPE BASE64``.
-
-    They are printed anew from what they mean: no option, comment or byte of the file itself goes further. A line with
-    options is refused and not stripped: without its ``command=`` or ``from=`` the key would open more than it should.
-    Raises SshError naming *where* and the line.
-    """
-    keys: dict[bytes, None] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
-        words = line.split()
-        if not words or words[0].startswith(b"#"):
-            continue
-        try:
-            keys[_key(words)] = None
-        except ValueError as error:
-            raise SshError(f"{where}:{number}: {error}") from None
-        if len(keys) > MAX_KEYS:
-            raise SshError(f"{where}:{number}: more than {MAX_KEYS} public keys")
-    if not keys:
-        raise SshError(f"{where} has no public key")
-    return list(keys)
+def string(data: bytes) -> bytes:
+    """Return *data* as a string of the ssh protocol: its length before it (RFC 4251, section 5)."""
+    return len(data).to_bytes(4, "big") + data
 
 
-def _key(words: list[bytes]) -> bytes:
-    """Return the key of one line anew. Raises ValueError, whose text shows nothing of the line."""
-    kind = words[0]
-    if kind not in _KINDS:
-        if b"-cert-v01@openssh.com" in kind:
-            raise ValueError("a certificate is no public key")
-        if b"PRIVATE" in kind or kind.startswith(b"-----"):
-            raise ValueError("this is no public key file; the public one ends in .pub")
-        if any(word in _KINDS for word in words[1:]):
-            raise ValueError("options before a key are not supported; give the key alone")
-        raise ValueError("not a public key of type ssh-ed25519, ssh-rsa, ecdsa-sha2-nistp*, sk-ssh-ed25519 or sk-ecdsa")
-    try:
-        blob = base64.b64decode(words[1] if len(words) > 1 else b"", validate=True)
-    except binascii.Error:
-        raise ValueError("the key is not base64") from None
-    fields = _strings(blob)
-    count, first = _KINDS[kind]
-    if len(fields) != count + 1 or fields[0] != kind or (first is not None and fields[1] != first):
-        raise ValueError(f"the key is not of type {kind.decode()}, as its line says")
-    if kind == b"ssh-rsa":
-        bits = int.from_bytes(fields[2], "big").bit_length()
-        if not _RSA_BITS[0] <= bits <= _RSA_BITS[1]:
-            raise ValueError(f"an RSA key of {bits} bits; {_RSA_BITS[0]} to {_RSA_BITS[1]} are possible")
-    # Again from the fields: one number, one encoding. Then whoever knows about curves and moduli may object.
-    text = kind + b" " + base64.b64encode(b"".join(struct.pack(">I", len(field)) + field for field in fields))
-    try:
-        load_ssh_public_key(text)
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"not a valid key of type {kind.decode()}") from None
-    return text
-
-
-def _strings(blob: bytes) -> list[bytes]:
-    """Return the length-prefixed strings of *blob*. Raises ValueError when it is not made of whole ones."""
-    found = []
-    at = 0
-    while at < len(blob):
-        end = at + 4 + int.from_bytes(blob[at : at + 4], "big")
-        if at + 4 > len(blob) or end > len(blob):
-            raise ValueError("the key is cut off")
-        found.append(blob[at + 4 : end])
-        at = end
-    return found
+def _base64(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False)

@@ -6,13 +6,16 @@ Not part of the build path.
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TextIO
 
 from shifter import config as configuration
 from shifter import fields
 from shifter.errors import AccessError, FormatError, ShifterError
 from shifter.linux import paths, syscalls
 from shifter.udi import image_mounts, pins, reap, records
+
+MYPY = False
+if MYPY:
+    from typing import TextIO
 
 
 class Udi:
@@ -188,7 +191,7 @@ def entries(directory: str) -> "list[str]":
         return []
 
 
-def _table(file: "int | str") -> TextIO:
+def _table(file: "int | str") -> "TextIO":
     """Open a mount table. Names in it are users': any byte but the line feed and the blank."""
     return open(file, errors="surrogateescape", newline="\n")
 

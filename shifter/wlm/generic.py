@@ -14,7 +14,7 @@ from typing import Any
 from shifter.errors import UsageError, describe
 from shifter.images import reference
 from shifter.jobs import job as jobs
-from shifter.sshd import trust
+from shifter.sshd import authorized
 
 MAX_BYTES = 1 << 24
 _KEYS: dict[str, type] = {
@@ -62,13 +62,13 @@ def parse(data: bytes) -> jobs.Job:
         gid,
         groups,
         str(reference.parse(found["image"], "")),
-        _texts(found, "volumes"),
-        _texts(found, "modules"),
-        jobs.parse_nodes(" ".join(_node(node) for node in found.get("nodes", []))),
-        found.get("restart", 0),
-        found.get("sshd", True),
-        home,
-        trust.parse_keys(keys, "authorize") if keys else [],
+        volumes=_texts(found, "volumes"),
+        modules=_texts(found, "modules"),
+        nodes=jobs.parse_nodes(" ".join(_node(node) for node in found.get("nodes", []))),
+        restart=found.get("restart", 0),
+        sshd=found.get("sshd", True),
+        home=home,
+        authorized=authorized.parse_keys(keys, "authorize") if keys else [],
     )
 
 

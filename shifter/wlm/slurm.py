@@ -86,12 +86,12 @@ def job(environment: Mapping[str, str], settings: config.Config) -> tuple[jobs.J
         gid,
         groups,
         _image(wish["IMAGETYPE"] or settings.defaultImageType, wish["IMAGE"]),
-        [wish["VOLUME"]] if wish["VOLUME"] else [],
-        [word for word in wish["MODULE"].split(",") if word],
-        place_tasks(allocation, cpus),
-        allocation.restart,
-        _sshd(wish["SSHD"], allocation.exclusive or settings.sharedNodeSshd),
-        home,
+        volumes=[wish["VOLUME"]] if wish["VOLUME"] else [],
+        modules=[word for word in wish["MODULE"].split(",") if word],
+        nodes=place_tasks(allocation, cpus),
+        restart=allocation.restart,
+        sshd=_sshd(wish["SSHD"], allocation.exclusive or settings.sharedNodeSshd),
+        home=home,
     )
     return made, wish["SSHD"]
 

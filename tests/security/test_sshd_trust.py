@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from shifter.sshd import config, trust
+from shifter.sshd import authorized, config, trust
+from shifter.sshd.ed25519 import Key
 from shifter.sshd.trust import ETC, Job
 from tests.node import BUILD, Node
 
@@ -50,7 +52,7 @@ def put(node: Node, files: Sequence[trust.File], *only: str) -> None:
             )
 
 
-def prepare(node: Node, masters: Sequence[bytes] = (SITE,), job: Job = JOB, authorized: Sequence[bytes] = ()) -> None:
+def prepare(node: Node, masters: Sequence[bytes] = (SITE,), job: Job = JOB, further: Sequence[bytes] = ()) -> None:
     """Make /opt/udiImage: the distribution's OpenSSH as the real programs, our wrapper, our files."""
     for directory in ("etc", "bin", "libexec"):
         node.mkdir(f"/opt/udiImage/{directory}")
@@ -58,7 +60,7 @@ def prepare(node: Node, masters: Sequence[bytes] = (SITE,), job: Job = JOB, auth
     for name in ("ssh", "scp", "sftp"):
         node.write(f"/opt/udiImage/bin/{name}", wrapper, 0o755)
         node.write(f"/opt/udiImage/libexec/{name}.real", Path(f"/usr/bin/{name}").read_bytes(), 0o755)
-    put(node, trust.files(job, masters, NAMES, authorized))
+    put(node, trust.files(job, masters, NAMES, further))
     server, _ = config.server_config(SERVER, config.Server("alice", 1204, ["127.0.0.1"]))
     client, _ = config.client_config(CLIENT, 1204)
     node.write(f"{ETC}/{config.SERVER_FILE}", server)
@@ -184,7 +186,8 @@ def test_nobody_else_gets_in(node: Node) -> None:
         assert node.run(["cat", f"{ETC}/{name}"], "bob").returncode != 0
 
 
-def put_key(node: Node, path: str, key: Any) -> None:
+def put_key(node: Node, path: str, ours: Key) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(ours.seed)
     node.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), 0o600, "alice")
 
 
@@ -230,7 +233,7 @@ def test_further_keys_of_every_kind_get_in(node: Node, tmp_path: Path) -> None:
     for kind, words in kinds.items():
         subprocess.run(["ssh-keygen", "-q", "-t", kind, *words, "-N", "", "-f", tmp_path / kind], check=True)
         brought += (tmp_path / f"{kind}.pub").read_bytes()
-    prepare(node, authorized=trust.parse_keys(brought, "keys"))
+    prepare(node, further=authorized.parse_keys(brought, "keys"))
     with sshd(node):
         for kind in kinds:
             node.write(f"/home/alice/{kind}", (tmp_path / kind).read_bytes(), 0o600, "alice")

@@ -186,7 +186,7 @@ def test_who_holds_the_namespace_is_named(tiny_node: Node) -> None:
         (["-u", "alice", "-U", "5002", "docker", "tiny:1"], "user alice has uid 5001 on this node, not 5002"),
         (["docker", "tiny:1"], "whose job?"),
         (["-u", "alice", "weird", "tiny:1"], "image type 'weird'"),
-        (["-u", "alice", "docker"], "Missing argument"),
+        (["-u", "alice", "docker"], "the image is missing"),
         (["-u", "alice", "--job", "../x", "docker", "tiny:1"], "job id '../x'"),
         (["-u", "alice", "-N", "a b/0", "docker", "tiny:1"], "node 'b/0': NAME/TASKS"),
         (["-u", "alice", "-N", "a\";x", "docker", "tiny:1"], "is no host name"),

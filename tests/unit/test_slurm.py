@@ -173,7 +173,7 @@ def test_job_of_a_prolog(site: Callable[..., config.Config]) -> None:
         [("node1", 2), ("node2", 2)],
         True,
     )
-    assert job.authorized == []
+    assert not job.authorized
 
 
 def test_job_of_another_user(site: Callable[..., config.Config]) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shifter.sshd import SshError, trust
+from shifter.sshd import SshError, authorized, trust
 from shifter.sshd.config import nodes_file
 from shifter.sshd.trust import Job
 
@@ -18,7 +17,7 @@ JOB = Job("cluster", 5001, "77", 0)
 
 
 def raw(job: Job, purpose: str = "login", master: bytes = b"m" * 32) -> bytes:
-    return trust.derive(master, job, purpose).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return trust.derive(master, job, purpose).public
 
 
 def keygen(tmp_path: Path, *words: str) -> Path:
@@ -137,7 +136,7 @@ def test_many_names() -> None:
 def test_keys_are_printed_anew(tmp_path: Path, kind: list[str]) -> None:
     text = keygen(tmp_path, *kind).read_bytes()
     kept = b" ".join(text.split()[:2])
-    assert trust.parse_keys(b"# a file\r\n\n\t" + text.replace(b"\n", b"\r\n") + text, "keys") == [kept]
+    assert authorized.parse_keys(b"# a file\r\n\n\t" + text.replace(b"\n", b"\r\n") + text, "keys") == [kept]
 
 
 def security_key(kind: bytes, *fields: bytes) -> bytes:
@@ -152,7 +151,7 @@ def test_security_keys(tmp_path: Path) -> None:
         security_key(b"sk-ssh-ed25519@openssh.com", ed25519, b"ssh:"),
         security_key(b"sk-ecdsa-sha2-nistp256@openssh.com", b"nistp256", point, b"ssh:"),
     ):
-        assert trust.parse_keys(key + b" comment", "keys") == [key]
+        assert authorized.parse_keys(key + b" comment", "keys") == [key]
         path = tmp_path / "sk.pub"
         path.write_bytes(key + b"\n")
         subprocess.run(["ssh-keygen", "-l", "-f", path], capture_output=True, check=True)
@@ -184,18 +183,18 @@ REFUSED: dict[str, Callable[[bytes], bytes]] = {
 def test_keys_that_are_refused(tmp_path: Path, reason: str) -> None:
     key = keygen(tmp_path, "-t", "ed25519").read_bytes()
     with pytest.raises(SshError) as caught:
-        trust.parse_keys(REFUSED[reason](key), "/keys")
+        authorized.parse_keys(REFUSED[reason](key), "/keys")
     assert str(caught.value).startswith("/keys") and reason in str(caught.value)
     assert base64.b64encode(b"\0\0") not in str(caught.value).encode()
 
 
 def test_number_of_keys_is_bounded() -> None:
     keys = [security_key(b"ssh-ed25519", raw(Job("c", number, "1", 0))) for number in range(1, 101)]
-    assert len(trust.parse_keys(b"\n".join(keys), "keys")) == 100
+    assert len(authorized.parse_keys(b"\n".join(keys), "keys")) == 100
     with pytest.raises(SshError, match="101 public keys may log in, at most 100"):
         trust.files(JOB, [b"m" * 32], ["n"], keys)
     with pytest.raises(SshError, match="keys:101: more than 100 public keys"):
-        trust.parse_keys(b"\n".join([*keys, security_key(b"ssh-ed25519", raw(JOB))]), "keys")
+        authorized.parse_keys(b"\n".join([*keys, security_key(b"ssh-ed25519", raw(JOB))]), "keys")
 
 
 @settings(max_examples=80, deadline=None)
@@ -208,4 +207,4 @@ def test_number_of_keys_is_bounded() -> None:
 )
 def test_any_bytes_are_keys_or_refused(parts: list[bytes]) -> None:
     with pytest.raises(SshError):
-        trust.parse_keys(b"".join(parts), "keys")
+        authorized.parse_keys(b"".join(parts), "keys")

@@ -1,0 +1,39 @@
+"""Starting a program that keeps nothing of ours: for root's own children, which may become a user before they execute."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+from shifter.linux import drop
+
+
+def spawn(
+    words: list[str],
+    environment: Mapping[str, str],
+    descriptors: Mapping[int, int],
+    prepare: Callable[[], None] = lambda: None,
+) -> int:
+    """Execute *words* (the first is a path) in a new session; return its PID, which the caller waits for.
+
+    descriptors: what it is to have under each number, and it has no other ones. prepare: is called in the child last; what
+    it raises, or execve(2), is written to descriptor 2, and the status is 127. Not by subprocess, which waits until the
+    program is executed: a user whose process it is by then can stop it.
+    """
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        os.chdir("/")
+        os.umask(0o022)
+        for number, fd in zip(descriptors, drop.keep_only(*descriptors.values()), strict=True):
+            os.dup2(fd, number)
+        for kind in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(kind, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        prepare()
+        os.execve(words[0], words, environment)
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode("utf-8", "replace"))
+    finally:
+        os._exit(127)
