@@ -39,7 +39,7 @@ from tests.node import (
     until,
 )
 from tests.node.cluster import BRIDGE
-from tests.node.watch import links, namespaces_held
+from tests.node.watch import job_cgroups, links, namespaces_held
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -212,7 +212,28 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         )
 
 
-def pytest_sessionfinish() -> None:
+_cgroups: list[Path] = []
+
+
+def _empty_cgroups() -> list[Path]:
+    """New ones in which nobody is: those of another run at the same time have somebody, but for a moment."""
+    found = []
+    for path in set(job_cgroups()) - set(_cgroups):
+        with contextlib.suppress(FileNotFoundError):
+            if not (path / "cgroup.procs").read_text():
+                found.append(path)
+    return found
+
+
+def pytest_sessionstart() -> None:
+    _cgroups[:] = job_cgroups()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Of the machine's own hierarchy, which all workers share: only when all of them have ended.
+    if not hasattr(session.config, "workerinput") and (left := until(_empty_cgroups, 5)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nFAILED: cgroups left behind: {' '.join(map(str, left))}")
     if SOAK:
         BUILD.mkdir(exist_ok=True)
         counts = {name: pair[1] for name, pair in COUNTS.items()}

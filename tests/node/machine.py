@@ -36,6 +36,7 @@ from tests.node.syscalls import (
     unshare,
     unshare_as_oldest,
 )
+from tests.node.watch import job_cgroups_of, members, remove_cgroups
 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
@@ -126,8 +127,12 @@ class Machine:
         mount("", "/", flags=MS_REC | MS_SLAVE)
 
     def stop(self) -> None:
-        """End every process of the node; return when all of them are gone. May be called again."""
+        """End every process of the node; return when all of them are gone. May be called again.
+
+        The cgroups in which jobs run that nobody took down go with them.
+        """
         if self._init is not None:
+            cgroups = job_cgroups_of(members("pid", os.readlink(f"/proc/{self._init.pid}/ns/pid")))
             # First our children: the kernel ends PID 1 only after everyone in the namespace was waited for.
             for child in self._children:
                 with contextlib.suppress(ProcessLookupError):
@@ -141,6 +146,7 @@ class Machine:
                             pipe.close()
             self._init.wait()
             self._init = None
+            remove_cgroups(cgroups)
         for name in ("_root_fd", "_pidfd", "_pidns", "_own_pidns"):
             if getattr(self, name) >= 0:
                 os.close(getattr(self, name))

@@ -196,3 +196,32 @@ def wait_for(condition: Callable[[], T], timeout: float = 30, pause: float = 0.0
         assert time.monotonic() < end, f"waited {timeout} s, and still {found!r}"
         time.sleep(pause)
     return found
+
+
+def job_cgroups() -> list[Path]:
+    """The cgroups of jobs' sshds, of all nodes: they share the machine's hierarchies."""
+    tops = [m.target for m in mountinfo() if m.fstype == "cgroup2" or "freezer" in m.super_options.split(",")]
+    return sorted(path for top in tops for path in Path(top).glob("shifter/job.*"))
+
+
+def job_cgroups_of(pids: Iterable[int]) -> list[Path]:
+    """Those that some of *pids* are in."""
+    names = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            names |= {line.rpartition("/")[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
+    return [path for path in job_cgroups() if path.name in names]
+
+
+def remove_cgroups(paths: list[Path]) -> None:
+    """Remove cgroups whose processes have ended, or are about to."""
+
+    def busy() -> list[Path]:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                path.parent.rmdir()
+        return [path for path in paths if path.exists()]
+
+    if left := until(busy, 5):
+        raise Leak(f"cgroups outlive their node: {left}")
