@@ -198,7 +198,10 @@ class Builder:
     def _settings(self) -> "list[plan.Setting]":
         """Return what the door shall do for each command, in the order in which it does it."""
         image = f"image {self.request.ref}"
-        found = [plan.Setting("env.image", text, image) for text in self.meta.env]
+        found = []
+        if self.request.setup:
+            found += [plan.Setting("env.image", text, "mpiexec by ssh in a job") for text in session.LAUNCHERS]
+        found += [plan.Setting("env.image", text, image) for text in self.meta.env]
         for name, key in (
             ("set", "siteEnv"),
             ("append", "siteEnvAppend"),
@@ -261,7 +264,7 @@ class Builder:
             )
             operations.append(plan.BindInside("/dev/ptmx", "/dev/pts/ptmx", reason))
         if self.request.setup:
-            operations.insert(len(own), plan.File("/var/hostsfile", self.given["hostsfile"][0], "setupRoot -N"))
+            operations.insert(len(own), plan.File(session.HOSTS_FILE, self.given["hostsfile"][0], "setupRoot -N"))
         taken = {"/proc", *(bind.path for bind in system)}
         if site or users:
             operations.append(binds.MountPoints([*site, *users], taken))

@@ -12,6 +12,16 @@ from shifter.udi.binds import ancestor_in
 from shifter.udi.plan import Operation
 
 UDI_IMAGE = "/opt/udiImage"
+HOSTS_FILE = "/var/hostsfile"
+LAUNCHERS = (
+    "HYDRA_LAUNCHER=ssh",  # MPICH
+    f"HYDRA_HOST_FILE={HOSTS_FILE}",
+    "OMPI_MCA_plm=rsh",  # Open MPI
+    f"OMPI_MCA_orte_default_hostfile={HOSTS_FILE}",
+    "PMIX_MCA_gds=hash",  # and its tasks under srun: files in the directory of slurmd, which is not in the container
+)
+"""Environment, unless user or image has it: in a job, mpiexec goes by the variables of the workload manager, whose programs no image has."""
+
 NO_SHELL = f"{UDI_IMAGE}/libexec/shell"
 """The login shell in an image that has none: sshd lets nobody in whose shell is not there (udiImage/shell.c)."""
 
