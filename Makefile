@@ -41,7 +41,8 @@ BUILD_PACKAGES += dpkg-dev patch make libssl-dev zlib1g-dev libsodium-dev
 endif
 DEMO_PACKAGES  := mmdebstrap debian-archive-keyring iproute2
 TEST_PACKAGES  := busybox-static strace fuse3 man-db bash-completion zsh fish clang libclang-rt-dev llvm clang-tidy cppcheck iproute2 libcap2-bin \
-                  keyutils openssh-client openssh-server rsync screen tmux slurmctld slurmd slurm-client libslurm-dev munge
+                  keyutils openssh-client openssh-server rsync screen tmux slurmctld slurmd slurm-client libslurm-dev munge \
+                  mpich libmpich-dev openmpi-bin libopenmpi-dev python3-mpi4py
 BENCH_PACKAGES := bubblewrap crun runc charliecloud squashfuse podman uidmap fuse-overlayfs slirp4netns \
                   openssh-server dropbear-bin
 
