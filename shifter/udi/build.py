@@ -198,10 +198,9 @@ class Builder:
     def _settings(self) -> "list[plan.Setting]":
         """Return what the door shall do for each command, in the order in which it does it."""
         image = f"image {self.request.ref}"
-        found = []
+        found = [plan.Setting("env.image", text, image) for text in self.meta.env]
         if self.request.setup:
-            found += [plan.Setting("env.image", text, "mpiexec by ssh in a job") for text in session.LAUNCHERS]
-        found += [plan.Setting("env.image", text, image) for text in self.meta.env]
+            found += [plan.Setting("env.default", text, "mpiexec in a job") for text in session.LAUNCHERS]
         for name, key in (
             ("set", "siteEnv"),
             ("append", "siteEnvAppend"),

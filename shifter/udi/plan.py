@@ -311,7 +311,8 @@ class Setting(Operation):
 
 
 _SETTINGS = {
-    "env.image": "environment, unless the caller has it:",
+    "env.image": "environment of the image:",
+    "env.default": "environment, unless user or image has it:",
     "env.set": "environment:",
     "env.append": "environment, appended:",
     "env.prepend": "environment, prepended:",
