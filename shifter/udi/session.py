@@ -20,7 +20,7 @@ LAUNCHERS = (
     f"OMPI_MCA_orte_default_hostfile={HOSTS_FILE}",
     "PMIX_MCA_gds=hash",  # and its tasks under srun: files in the directory of slurmd, which is not in the container
 )
-"""Environment, unless user or image has it: in a job, mpiexec goes by the variables of the workload manager, whose programs no image has."""
+"""Environment in a job, unless user or image has it: mpiexec would go by the workload manager, whose programs images lack."""
 
 NO_SHELL = f"{UDI_IMAGE}/libexec/shell"
 """The login shell in an image that has none: sshd lets nobody in whose shell is not there (udiImage/shell.c)."""

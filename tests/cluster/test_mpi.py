@@ -25,8 +25,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """ring.c, compiled for each MPI."""
     directory = tmp_path_factory.mktemp("ring")
     for kind in KINDS:
-        words = [f"mpicc.{kind}", "-O2", "-Wall", "-Wextra", "-Werror", "-o", directory / kind]
-        subprocess.run([*words, REPO / "tests/cluster/ring.c"], check=True)
+        words = [f"mpicc.{kind}", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(directory / kind)]
+        subprocess.run([*words, str(REPO / "tests/cluster/ring.c")], check=True)
     return {kind: Path(directory, kind).read_bytes() for kind in KINDS}
 
 
@@ -46,18 +46,32 @@ def lines(hosts: Sequence[str] = ("node1", "node2", "node3")) -> list[str]:
     return [f'{n} of 6 on {hosts[n // 2]}: 15 "Debian GNU/Linux 12 (bookworm)"' for n in range(6)]
 
 
+PYTHON = """\
+import platform
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+rank = world.rank, MPI.Get_processor_name(), platform.freedesktop_os_release()["ID"]
+ranks, total = world.gather(rank), world.allreduce(world.rank)
+if ranks:
+    print(ranks, total)
+"""
+
+
 @once
-@pytest.mark.parametrize("kind", KINDS)
-def test_mpiexec(mpi: Slurm, kind: str) -> None:
+def test_mpiexec(mpi: Slurm) -> None:
     """With nothing set up by the user: all tasks of the job, on all of its nodes, in the image, through its sshd."""
-    script = "\n".join([*(f"#SBATCH {word}" for word in WANTED), f"shifter mpiexec.{kind} ./ring.{kind}"])
-    assert sorted(mpi.finish(mpi.submit(script)).splitlines()) == lines()
-    # As on a cluster without a workload manager: from another node, in a session, which has no variable of Slurm's.
-    script = f"shifter ssh node2 'mpiexec.{kind} -n 6 ./ring.{kind}'; shifter mpiexec.{kind} sh -c 'exit 7'; echo $?"
-    said = mpi.finish(mpi.submit(script, *WANTED)).splitlines()
-    placed = ("node1", "node2", "node3") if kind == "mpich" else ("node2", "node1", "node3")
-    assert sorted(said[:6]) == lines(placed)
-    assert said[-1] == "7"
+    mpi.head.write("/home/alice/hello.py", PYTHON, owner="alice")
+    script = [*(f"#SBATCH {word}" for word in WANTED), "shifter mpiexec.openmpi python3 hello.py"]
+    script += [f"shifter mpiexec.{kind} ./ring.{kind}" for kind in KINDS]
+    python, *said = mpi.finish(mpi.submit("\n".join(script))).splitlines()
+    assert python == f"{[(rank, f'node{rank // 2 + 1}', 'debian') for rank in range(6)]} 15"
+    assert (sorted(said[:6]), sorted(said[6:])) == (lines(), lines())
+    # From a session on another node, which has no variable of Slurm's: as on a cluster without a workload manager.
+    script = [f"shifter ssh node2 'mpiexec.{kind} -n 6 ./ring.{kind}'" for kind in KINDS]
+    script += [f"shifter mpiexec.{kind} sh -c 'exit 7' 2>/dev/null; echo $?" for kind in KINDS]
+    said = mpi.finish(mpi.submit("\n".join(script), *WANTED)).splitlines()
+    assert (sorted(said[:6]), sorted(said[6:12])) == (lines(), lines(("node2", "node1", "node3")))
+    assert [line for line in said[12:] if line] == ["7", "7"]
 
 
 @once
@@ -68,31 +82,13 @@ def test_srun(mpi: Slurm) -> None:
     assert (sorted(said[:6]), sorted(said[6:])) == (lines(), lines())
 
 
-PYTHON = """\
-import platform
-from mpi4py import MPI
-world = MPI.COMM_WORLD
-nodes = world.gather((world.rank, MPI.Get_processor_name(), platform.freedesktop_os_release()["ID"]))
-if world.rank == 0:
-    print(nodes, world.allreduce(world.rank))
-else:
-    world.allreduce(world.rank)
-"""
-
-
 @once
-def test_python(mpi: Slurm) -> None:
-    mpi.head.write("/home/alice/hello.py", PYTHON, owner="alice")
-    job = mpi.submit("shifter mpiexec.openmpi python3 hello.py", *WANTED)
-    assert mpi.finish(job) == f"{[(rank, f'node{rank // 2 + 1}', 'debian') for rank in range(6)]} 15\n"
-
-
-@once
-@pytest.mark.parametrize("kind", KINDS)
-def test_cancelled(mpi: Slurm, kind: str) -> None:
-    """The launcher's daemons on the other nodes, which leave their session, end with the job (`slurm` looks what is left)."""
-    job = mpi.submit(f"shifter mpiexec.{kind} sh -c 'touch $(hostname); sleep 1000'", *WANTED)
-    wait_for(lambda: all(mpi.head.exists(f"/home/alice/{node.name}") for node in mpi.nodes))
+def test_cancelled(mpi: Slurm) -> None:
+    """The launchers' daemons on the other nodes, some of which leave their session, end with the job."""
+    script = [f"shifter mpiexec.{kind} sh -c 'touch {kind}.$(hostname); sleep 1000' &" for kind in KINDS]
+    job = mpi.submit("\n".join([*script, "wait"]), *WANTED)
+    started = [f"/home/alice/{kind}.{node.name}" for kind in KINDS for node in mpi.nodes]
+    wait_for(lambda: all(mpi.head.exists(path) for path in started))
     mpi.run("scancel", job, check=True)
     mpi.wait_idle()
     for node in mpi.nodes:
