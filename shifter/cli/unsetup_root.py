@@ -7,7 +7,7 @@ from shifter.cli import text
 from shifter.cli.arguments import Option, Parser
 from shifter.errors import AccessError
 from shifter.jobs import job as jobs
-from shifter.jobs import setup
+from shifter.jobs import teardown
 
 PARSER = Parser(
     "unsetupRoot",
@@ -29,7 +29,7 @@ def _take_down(argv: list[str]) -> int:
     if os.geteuid() != 0:
         raise AccessError("only root can take down a job")
     ident = asked.text("--job") or ""
-    left = setup.take_down(jobs.parse_ident(ident))
+    left = teardown.take_down(jobs.parse_ident(ident))
     if asked.last("--json"):
         import json
 

@@ -1,4 +1,4 @@
-"""Setting a job up and taking it down: what setupRoot and unsetupRoot do."""
+"""Setting a job up: what setupRoot does."""
 
 import contextlib
 import os
@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 from shifter import _build, config
 from shifter.errors import AccessError, BuildError
-from shifter.jobs import builder, cgroup, processes, state
+from shifter.jobs import builder, cgroup, state, teardown
 from shifter.jobs.job import Job
 from shifter.request import UNNAMED_JOB
 from shifter.sshd import SshError, daemon, hosts
-from shifter.udi import inventory, pins, records
+from shifter.udi import inventory, pins
 
 
 def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = lambda _: None) -> bool:
@@ -33,7 +33,7 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
                 raise AccessError(f"{job.title} of uid {dict(before).get('uid')} is set up here: unsetupRoot it first")
             if before is not None:
                 say(f"{job.title} was set up before, for another request, user or restart: taken down first")
-            left = _take_down(job.ident, directory)
+            left = teardown.end(job.ident, directory)
             if left:
                 raise BuildError(f"{job.title}: left of an earlier set-up: {'; '.join(left)}")
             try:
@@ -50,7 +50,7 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
                     done("sshd")
                 state.write(directory, job)
             except BaseException:
-                if not _take_down(job.ident, directory):
+                if not teardown.end(job.ident, directory):
                     pins.remove(directory)
                 raise
     return True
@@ -81,65 +81,3 @@ def _builder(job: Job, home: "inventory.Home") -> Iterator[builder.Builder]:
             yield made
     finally:
         os.close(lock)
-
-
-def take_down(ident: str) -> list[str]:
-    """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
-    with inventory.Home():
-        if not pins.base_ready():
-            return _end(ident, processes.roots_of_job(ident), set())
-        with state.locked(ident) as directory:
-            left = _take_down(ident, directory)
-            if not left:
-                pins.remove(directory)
-    return left
-
-
-def _take_down(ident: str, directory: str) -> list[str]:
-    """With the job's lock held. First nobody new comes in, then what is inside ends, then the pins go.
-
-    Pins and records stay until then: the next unsetupRoot finds what is left, also if this one is killed on the way.
-    """
-    found = state.udis(ident)
-    left: list[str] = []
-    pins.remove(f"{directory}/state")
-    for record in found:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{record.directory}/record", f"{record.directory}/{records.ENDED}")
-    roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
-    left += _end(ident, roots, state.cgroups(directory))
-    for record in found:
-        left += _holders(record)
-    if left:
-        return left
-    for record in found:
-        pins.remove_udi(record.directory)
-    # A set-up that was killed: a directory without a record has nothing that anybody could have entered.
-    for uid in inventory.entries(pins.UDIS):
-        debris = f"{pins.UDIS}/{uid}/{pins.JOB_UDI}{ident}"
-        if os.path.lexists(debris):
-            pins.remove_udi(debris)
-    pins.remove(f"{directory}/{state.SETUP}")
-    return left
-
-
-def _end(ident: str, roots: dict[str, int], cgroups: set[str]) -> list[str]:
-    """End all processes of a job: *roots* of its UDIs with their owners, *cgroups* of its sshd. Return what is left."""
-    cgroups = cgroups | cgroup.of_processes(ident, processes.inside(set(roots)))
-    for path in cgroups:
-        cgroup.end(path)
-    left: list[str] = []
-    for owner in sorted(set(roots.values())):
-        left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
-    return left + [f"cgroup {path}" for path in sorted(cgroups) if not cgroup.remove(path)]
-
-
-def _holders(record: records.Record) -> list[str]:
-    try:
-        namespace = pins.open_namespace(f"{record.directory}/ns")
-    except OSError:
-        return []
-    try:
-        return processes.holders(namespace)
-    finally:
-        os.close(namespace)

@@ -41,7 +41,7 @@ def in_namespace(path: str, ident: str) -> int:
     namespace = pins.open_namespace(path)
     with inventory.Home():
         known = _saved(ident)
-    setup.take_down(ident)
+    teardown.take_down(ident)
     return _attempt(known, namespace)
 
 
@@ -49,7 +49,7 @@ def epilog(environment: Mapping[str, str]) -> int:
     """Take down whatever the job of an epilog has here; return 1, so that Slurm drains the node, if something is left."""
     try:
         ident = slurm.job_id(environment)
-        left = setup.take_down(ident)
+        left = teardown.take_down(ident)
     except (ShifterError, OSError) as error:
         left, ident = [_line(error)], environment.get("SLURM_JOB_ID", "")[:40]
     for line in left:
@@ -98,7 +98,7 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     for line in said:
         _say(f"job {ident}: {line}")
     if wish == "yes" and not _has_sshd(ident):
-        setup.take_down(ident)
+        teardown.take_down(ident)
         raise UsageError(f"--sshd=yes: {said[-1] if said else 'there is none'}")
 
 

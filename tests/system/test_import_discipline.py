@@ -131,3 +131,12 @@ def test_installed_tree_is_byte_compiled(image: Tree) -> None:
         ]
         candidates += path.glob("__pycache__/__init__.*.pyc")
         assert any(candidate.exists() for candidate in candidates), name
+
+
+def test_prolog_and_epilog_load_no_command_line() -> None:
+    """Each job waits for them, on each of its nodes; and nothing that is taken down needs cryptography."""
+    code = f"import sys; sys.path.insert(0, '{STAGE}{LIBEXEC}'); import shifter.wlm.node; print(*sys.modules)"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-S", "-B", "-c", code], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert {"click", "cryptography"}.isdisjoint(name.partition(".")[0] for name in done.stdout.split())

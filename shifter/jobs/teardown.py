@@ -1,0 +1,69 @@
+"""Taking a job down: what unsetupRoot does. Nothing of what only a set-up needs is loaded for it."""
+
+import contextlib
+import os
+
+from shifter.jobs import cgroup, processes, state
+from shifter.udi import inventory, pins, records
+
+
+def take_down(ident: str) -> list[str]:
+    """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
+    with inventory.Home():
+        if not pins.base_ready():
+            return _end_processes(ident, processes.roots_of_job(ident), set())
+        with state.locked(ident) as directory:
+            left = end(ident, directory)
+            if not left:
+                pins.remove(directory)
+    return left
+
+
+def end(ident: str, directory: str) -> list[str]:
+    """With the job's lock held. First nobody new comes in, then what is inside ends, then the pins go.
+
+    Pins and records stay until then: the next unsetupRoot finds what is left, also if this one is killed on the way.
+    """
+    found = state.udis(ident)
+    left: list[str] = []
+    pins.remove(f"{directory}/state")
+    for record in found:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{record.directory}/record", f"{record.directory}/{records.ENDED}")
+    roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
+    left += _end_processes(ident, roots, state.cgroups(directory))
+    for record in found:
+        left += _holders(record)
+    if left:
+        return left
+    for record in found:
+        pins.remove_udi(record.directory)
+    # A set-up that was killed: a directory without a record has nothing that anybody could have entered.
+    for uid in inventory.entries(pins.UDIS):
+        debris = f"{pins.UDIS}/{uid}/{pins.JOB_UDI}{ident}"
+        if os.path.lexists(debris):
+            pins.remove_udi(debris)
+    pins.remove(f"{directory}/{state.SETUP}")
+    return left
+
+
+def _end_processes(ident: str, roots: dict[str, int], cgroups: set[str]) -> list[str]:
+    """End all processes of a job: *roots* of its UDIs with their owners, *cgroups* of its sshd. Return what is left."""
+    cgroups = cgroups | cgroup.of_processes(ident, processes.inside(set(roots)))
+    for path in cgroups:
+        cgroup.end(path)
+    left: list[str] = []
+    for owner in sorted(set(roots.values())):
+        left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
+    return left + [f"cgroup {path}" for path in sorted(cgroups) if not cgroup.remove(path)]
+
+
+def _holders(record: records.Record) -> list[str]:
+    try:
+        namespace = pins.open_namespace(f"{record.directory}/ns")
+    except OSError:
+        return []
+    try:
+        return processes.holders(namespace)
+    finally:
+        os.close(namespace)
