@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from shifter import _build, config, fields
 from shifter.cli import text
 from shifter.errors import ShifterError, UsageError, describe
-from shifter.jobs import setup, state
+from shifter.jobs import state, teardown
 from shifter.linux import syscalls
 from shifter.udi import inventory, pins
 from shifter.wlm import slurm
@@ -87,6 +87,8 @@ def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
 
 def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None:
     """Set up the job; with --sshd=yes it fails if there is no sshd. Raises ShifterError, OSError; then nothing is left."""
+    from shifter.jobs import setup  # half of all modules, and the epilog needs none of them
+
     said: list[str] = []
     job, wish = slurm.job(known, config.load(_build.CONF))
     if namespace is not None:
