@@ -281,6 +281,7 @@ bench: deps-bench
 	@$(VPY) -B benchmarks/launch.py $(BENCH_ARGS)
 	@$(VPY) -B benchmarks/files.py $(BENCH_ARGS)
 	@$(VPY) -B benchmarks/ssh.py
+	@$(VPY) -B benchmarks/slurm.py
 
 demo: deps-demo
 	@$(MAKE) -s install
