@@ -45,6 +45,8 @@ class Network:
 
     def connect(self, node: Node, address: str) -> None:
         """Give *node* an `eth0` with *address* and the network at the other end."""
+        for old in self._route.link_lookup(ifname=node.name):  # connections that a dead node could not end hold its end
+            self._route.link("del", index=old)
         peer = {"ifname": "eth0", "net_ns_pid": node.pid}
         self._route.link("add", ifname=node.name, kind="veth", peer=peer)
         namespace = os.open(f"/proc/{node.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -92,8 +94,7 @@ class Cluster(Sequence[Node]):
                     own: dict[str, Any] = {"name": name, "home": home, "images": images, "hosts": self.addresses}
                     self._nodes.append(Node(shared, **own, **options))
             for node in self._nodes:
-                self._network.connect(node, self.addresses[node.name])
-                node.remember()
+                self._connect(node)
             self._links = self._network.links()
         except BaseException:
             self.close()
@@ -123,6 +124,15 @@ class Cluster(Sequence[Node]):
         """Write the same udiRoot.conf on every node (`Node.conf`)."""
         for node in self._nodes:
             node.conf(text, **settings)
+
+    def boot(self, node: Node) -> None:
+        """Start *node* again after its `stop`, which is a power cut."""
+        node.boot(next(other.pid for other in self._nodes if other.running))
+        self._connect(node)
+
+    def _connect(self, node: Node) -> None:
+        self.network.connect(node, self.addresses[node.name])
+        node.remember()
 
     def check_leaks(self, timeout: float = 5) -> None:
         """As Node's, of all nodes and of the network; of all at once, since they share the images' loop devices."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tests.node.root import USERS, Root, User
+from tests.node.root import USERS, Root, User, shares_of
 from tests.node.syscalls import (
     ALL_BUT_PID,
     CLONE_NEWNS,
@@ -63,13 +63,14 @@ class Machine:
 
     def __init__(self, root: Root) -> None:
         self.name, self.shared = root.name, root.shared
+        self._made_of = root
         self.users = dict(USERS)
         self.slaves: list[int] = []
         self._children: list[subprocess.Popen[Any]] = []
         self._init: subprocess.Popen[bytes] | None = None
         self._root_fd = self._pidfd = self._pidns = self._own_pidns = -1
         try:
-            self._start(root)
+            self.boot()
         except BaseException:
             self.stop()
             raise
@@ -91,10 +92,16 @@ class Machine:
 
     # -- start and end --
 
-    def _start(self, root: Root) -> None:
+    def boot(self, sibling: int | None = None) -> None:
+        """Start it; after `stop` once more, with nothing of what it had of its own, as a node without a disk starts.
+
+        *sibling*: PID 1 of a running node, whose /home and /images are this one's too.
+        """
+        self.slaves.clear()
+        self._children.clear()
         self._own_pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         argv = ["node-init", "-I", "-S", "-c", _INIT]
-        self._init = self._spawn(argv, lambda: self._become(root), None, executable="/usr/bin/python3", stderr=None)
+        self._init = self._spawn(argv, lambda: self._become(sibling), None, executable="/usr/bin/python3", stderr=None)
         self._root_fd = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._pidfd = os.pidfd_open(self.pid)
         self._pidns = os.open(f"/proc/{self.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -103,11 +110,12 @@ class Machine:
             holder = self._popen(argv, self.users["root"], self._become_slave, argv0=f"holder{number}")
             self.slaves.append(holder.pid)
 
-    def _become(self, root: Root) -> None:
+    def _become(self, sibling: int | None) -> None:
         """Runs in the child that will be PID 1, already in the new PID namespace."""
         die_with_parent()
         os.setsid()
         os.umask(0o022)
+        shares = {} if sibling is None else shares_of(sibling)
         unshare_as_oldest(ALL_BUT_PID)
         mount("", "/", flags=MS_REC | MS_PRIVATE)
         socket.sethostname(self.name)
@@ -116,7 +124,7 @@ class Machine:
             Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
-        root.enter("/tmp")
+        self._made_of.enter("/tmp", shares)
         os.chdir("/")
         for number in range(1, 65):
             signal.signal(number, signal.SIG_DFL) if number not in (9, 19, 32, 33) else None

@@ -73,6 +73,10 @@ class Node(Files):
         except BaseException:
             self._remove_disk()
             raise
+
+    def boot(self, sibling: int | None = None) -> None:
+        """As Machine's; what it starts with is no leak."""
+        super().boot(sibling)
         self._devs = {os.makedev(*map(int, m.dev.split(":"))) for m in self.mounts() if m.fstype == "tmpfs"}
         self.remember()
 

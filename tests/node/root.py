@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.node.syscalls import (
+    CLONE_NEWNS,
     MNT_DETACH,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_REC,
     MS_SHARED,
+    attach_mount,
     bind,
+    clone_mount,
     mount,
     pivot_root,
+    setns,
     umount,
 )
 
@@ -68,8 +72,11 @@ class Root:
     images: Path | None
     hosts: dict[str, str]
 
-    def enter(self, place: str) -> None:
-        """Mount all of it on *place* and go there. Any directory will do: it is covered in this namespace only."""
+    def enter(self, place: str, shares: Mapping[str, int]) -> None:
+        """Mount all of it on *place* and go there. Any directory will do: it is covered in this namespace only.
+
+        *shares*: what `shares_of` another node returned, where the node is not the first one with that /home.
+        """
         # Whatever is shown of the host is opened first: *place* may cover it.
         install = _opened(self.install and self.install / "opt/shifter")
         home, images = _opened(self.home), _opened(self.images)
@@ -79,7 +86,9 @@ class Root:
         self._system(place)
         self._own(place)
         for fd, name in ((home, "home"), (images, "images")):
-            if fd < 0:
+            if name in shares:
+                attach_mount(shares[name], f"{place}/{name}")
+            elif fd < 0:
                 mount(name, f"{place}/{name}", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
             else:
                 bind(f"/proc/self/fd/{fd}", f"{place}/{name}")
@@ -167,6 +176,15 @@ class Root:
         for name, data in examples.items():
             Path(etc, "shifter", name).write_bytes(data)
         Path(etc, "shifter/udiRoot.conf").write_text(DEFAULT_CONF)
+
+
+def shares_of(pid: int) -> dict[str, int]:
+    """Copies of the mounts that nodes of a cluster share, as the node of PID 1 *pid* has them. For a short-lived process."""
+    own, there = (os.open(f"/proc/{one}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for one in ("self", pid))
+    setns(there, CLONE_NEWNS)
+    copies = {name: clone_mount(f"/{name}") for name in ("home", "images")}
+    setns(own, CLONE_NEWNS)
+    return copies
 
 
 def _opened(path: Path | None) -> int:

@@ -17,7 +17,8 @@ CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 ALL_BUT_PID = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SYS_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
-SYS_OPENAT2 = 437
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2 = 428, 429, 437
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 RESOLVE_IN_ROOT = 0x10
 NS_GET_MNTNS_ID = 0x8008B705
 
@@ -48,6 +49,17 @@ def bind(source: str, target: str, readonly: bool = False) -> None:
     mount(source, target, flags=MS_BIND | MS_REC)
     if readonly:
         mount("", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def clone_mount(path: str) -> int:
+    """A descriptor of a copy of the mount at *path*, which is mounted nowhere yet: it can go to another namespace."""
+    return check(libc.syscall(SYS_OPEN_TREE, -1, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC), path)
+
+
+def attach_mount(fd: int, target: str) -> None:
+    """Mount what `clone_mount` returned, by itself: nothing of it is propagated from or to where it was."""
+    check(libc.syscall(SYS_MOVE_MOUNT, fd, b"", -1, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH), target)
+    mount("", target, flags=MS_PRIVATE)
 
 
 def pivot_root(root: str) -> None:
