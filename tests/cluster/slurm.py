@@ -49,7 +49,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
@@ -175,9 +175,22 @@ class Slurm:
         daemon.wait()
         self._start("slurmd", node)
 
-    def remove(self) -> None:
-        """Remove the cgroups; when the nodes are closed."""
-        for top in CGROUPS.glob(f"*/{self._cgroup}") if self._cgroup else ():
+    def crash(self, node: Node) -> None:
+        """Cut the power of *node*, which is not the head."""
+        self.nodes.network.plug(node, False)  # nobody hears of the end of its connections
+        node.stop()
+        self.remove(f"/{node.name}")
+
+    def boot(self, node: Node) -> None:
+        """Start *node* again, with an empty spool directory: what it knew of its jobs is gone."""
+        self.nodes.boot(node)
+        self._furnish(node)
+        self._start("slurmd", node)
+        node.remember()
+
+    def remove(self, below: str = "") -> None:
+        """Remove the cgroups, or those of a node only; when it is closed."""
+        for top in CGROUPS.glob(f"*/{self._cgroup}{below}") if self._cgroup else ():
             for directory in sorted((path for path in [top, *top.rglob("*")] if path.is_dir()), reverse=True):
                 wait_for(functools.partial(_removed, directory), 10)
 
@@ -237,6 +250,7 @@ class Slurm:
         return "\n".join(
             f"--- {program} {name}\n" + "\n".join(node.read(f"/var/log/slurm/{program}").splitlines()[-25:])
             for (program, name), node in ((key, self._node(key[1])) for key in self._daemons)
+            if node.running
         )
 
     def _node(self, name: str) -> Node:
