@@ -1,7 +1,9 @@
 """What an administrator has of Shifter under Slurm: doctor, job_submit.lua, and prologs that somebody has lied to."""
 
+import functools
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,70 +69,82 @@ VALUES = [
     "custom", "yes", "no", "auto", "none", "node1", "node2", "node[1-3]", "node[1-99999999]", "/", "/etc",
     "/root:/mnt", "/home/alice:/mnt", "/etc/shadow:/mnt", "/tmp:/etc", "/tmp:/mnt:rw;/x", "/proc/1/root:/r", "tiny:1",
     "docker:tiny:1", "/images", "../../etc", "local:/", "/dev/zero", "/home/bob/slurm.conf", "/proc/self/environ",
-    "/run/shifter/site", "/home/bob", "/home/bob/evil.py", "", "1 2", "\x1b[2J",
+    "/run/shifter/site", "/home/bob", "/home/bob/evil.py", "", "1 2", "\x1b[2J", "\nJobId=1 UserId=bob(5002)",
     "a" * 10000, "\udcff\udcfe", "\u00e9",
 ]  # fmt: skip
-SENT = [
-    "SPANK_SHIFTER_IMAGE",
-    "SPANK_SHIFTER_IMAGETYPE",
-    "SPANK_SHIFTER_VOLUME",
-    "SPANK_SHIFTER_MODULE",
-    "SPANK_SHIFTER_SSHD",
+CHECKED = ["SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME"]
+"""What a prolog believes, once slurmctld says the same."""
+SENT = [f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD")]
+SENT += [*CHECKED, "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", "SLURM_NODELIST", "SLURM_JOB_USER", "SLURM_JOB_GID"]
+SENT += ["SLURM_JOB_COMMENT", "SLURM_JOB_NAME", "SLURM_JOB_WORK_DIR", "SLURM_JOB_RESTART_COUNT", "SLURM_JOB_PARTITION"]
+SENT += ["LD_PRELOAD", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PATH", "HOME", "TMPDIR", "BASH_ENV"]
+SENT += ["SHIFTER_IMAGE", "SHIFTER_VOLUME", "SPANK_SHIFTER_SSH_PUBKEY", "SPANK__SLURM_SPANK_OPTION_shifter_image"]
+
+HOMES = [
+    "true",
+    "ln -s /etc .udiRoot",
+    "mkdir .udiRoot; ln -s /etc/shadow .udiRoot/secret",
+    "mkdir -m 700 .udiRoot; mkfifo -m 600 .udiRoot/secret",
+    "mkdir -m 700 .udiRoot; ln -s /dev/zero .udiRoot/secret",
+    "mkdir -m 700 .udiRoot; yes | head -c 9999999 > .udiRoot/secret; chmod 600 .udiRoot/secret",
+    "mkdir -m 700 .udiRoot; ln -s /proc/self/environ .udiRoot/id_rsa.key.pub; mkdir .udiRoot/secret",
 ]
-SENT += ["SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", "SLURM_NODELIST"]
-SENT += [
-    "LD_PRELOAD",
-    "PYTHONPATH",
-    "PYTHONSTARTUP",
-    "PYTHONHOME",
-    "PATH",
-    "HOME",
-    "SHIFTER_IMAGE",
-    "SPANK_SHIFTER_SSH_PUBKEY",
-]
+"""What a user may have made of the directory where the sshd's secret is looked for."""
 
 
 @pytest.mark.soak
 @once
 def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Callable[[str], None]) -> None:
-    """Replayed straight into prolog and epilog, while a job of alice's runs: no UDI but of that job's user for that job."""
-    node = slurm.head
+    """Replayed straight into prolog and epilog while jobs of alice's run: no UDI but of that job's user for that job.
+
+    One of her jobs shares its node, the other one does not, so that its prolog looks into her home, too.
+    """
     for name in ("slurm.conf", "evil.py"):
-        node.write(f"/home/bob/{name}", "import os; os.mkdir('/run/evil')\n", owner="bob")
-    job = slurm.submit("sleep 10000", "-wnode1", "--job-name=x UserId=bob(5002) OverSubscribe=NO", user="alice")
-    wait_for(lambda: slurm.state(job) == "RUNNING")
-    true = {"SLURM_JOB_ID": job, "SLURM_JOB_UID": "5001", "SLURMD_NODENAME": "node1", "SLURM_JOB_CPUS_PER_NODE": "1"}
-    good = {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker"}
-    generator = random.Random(f"{job} {counts['hostile environments']}")
-    refused = built = 0
+        slurm.head.write(f"/home/bob/{name}", "import os; os.mkdir('/run/evil')\n", owner="bob")
+    odd = ["--job-name=x UserId=bob(5002) OverSubscribe=NO", "--comment=JobId=1\nUserId=bob(5002)"]
+    odd += ["--export=ALL,SHIFTER_IMAGE=/etc,SPANK_SHIFTER_IMAGE=../x,LD_PRELOAD=/home/bob/evil.so"]
+    running = [slurm.submit("sleep 10000", *odd, *more) for more in (["-wnode1"], ["-wnode2", "--exclusive"])]
+    for job in running:
+        wait_for(functools.partial(lambda job: slurm.state(job) == "RUNNING", job))
+    good = {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker", "SLURM_JOB_CPUS_PER_NODE": "1"}
+    generator = random.Random(counts["hostile environments"])
+    refused, built = 0, [0, 0]
 
     def lie() -> str:
         if generator.random() < 0.8:
             return generator.choice(VALUES)
         return "".join(chr(generator.randrange(1, 256)) for _ in range(generator.randrange(1, 40)))
 
-    def made() -> list[str]:
-        return node.run("ls -d /run/shifter/udi/*/job.* /run/shifter/udi/*/[0-9a-f]* 2>/dev/null").stdout.split()
-
     for number in range(counts["hostile environments"]):
-        lies = generator.sample(SENT, generator.randrange(1, 5))
-        environment = true | good | {name: lie() for name in lies}
+        which = number % 2
+        node, job = slurm.nodes[which], running[which]
+        udi = node.path("/run/shifter/udi")
+
+        def made(udi: Path = udi) -> list[str]:
+            return [f"{path.parent.name}/{path.name}" for path in udi.glob("*/*") if path.name != "lock"]
+
+        if which:
+            node.run(f"cd /home/alice && rm -rf .udiRoot && {{ {generator.choice(HOMES)}; }}", "alice", check=True)
+        true = dict(zip(CHECKED, (job, "5001", node.name), strict=True))
+        environment = true | good | {name: lie() for name in generator.sample(SENT, generator.randrange(1, 5))}
         done = node.run([PROLOG], env=environment, clean=True)
         assert "Traceback" not in done.stderr and done.returncode in (0, 1), (environment, done)
+        assert "root:" not in done.stderr and len(done.stderr) < 4000, (environment, done)
+        listening = any(listener.port == 1204 for listener in node.listeners())
         if udis := made():  # then nothing that counts was a lie: it is alice's job, and her wish
-            assert udis == [f"/run/shifter/udi/5001/job.{job}"], environment
-            assert {name: environment[name] for name in ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME")} == {
-                name: true[name] for name in ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME")
-            }, environment
-            assert not node.listeners() or all(listener.port != 1204 for listener in node.listeners())
-            built += 1
+            assert udis == [f"5001/job.{job}"], environment
+            assert {name: environment[name] for name in CHECKED} == true, environment
+            assert not listening or which, environment
+            built[which] += 1
         else:
+            assert not listening, environment
             refused += 1
         done = node.run([EPILOG], env=environment, clean=True)
         assert "Traceback" not in done.stderr, (environment, done)
-        if made():
+        if made():  # it was about another job
             assert node.run([EPILOG], env=true, clean=True).returncode == 0
         assert made() == [], (number, environment)
-    assert not node.exists("/run/evil") and node.run("ls /run/shifter/jobs").stdout == ""
-    finding(f"{refused + built} hostile environments: {refused} without a UDI, {built} with alice's own")
-    slurm.run("scancel", job, check=True)
+    for node in slurm.nodes[:2]:
+        assert not node.exists("/run/evil") and node.run("ls /run/shifter/jobs").stdout == ""
+    finding(f"{refused} hostile environments without a UDI, {built[0]} with alice's own, {built[1]} on her own node")
+    slurm.run("scancel", *running, check=True)
