@@ -216,7 +216,8 @@ install: build
 	@# 6. What Slurm loads.
 	@umask 022; $(call put,0644,slurm/job_submit.lua,$(D)$(PREFIX)/share/doc/shifter/job_submit.lua)
 	@umask 022; [[ "$(WITH_SLURM)" == 0 ]] || { $(call mkd,$(D)$(PREFIX)/lib/shifter); \
-	  $(call put,0644,build/shifter_slurm.so,$(D)$(PREFIX)/lib/shifter/shifter_slurm.so); }
+	  $(call put,0755,slurm/slurm-task,$(D)$(PREFIX)/lib/shifter/slurm-task); \
+  $(call put,0644,build/shifter_slurm.so,$(D)$(PREFIX)/lib/shifter/shifter_slurm.so); }
 	@[[ -n "$(D)" ]] || echo "installed in $(PREFIX), configuration in $(CONF)"
 
 uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and the images

@@ -4,6 +4,7 @@
  * What is decided is decided in Python: a program checks options and looks the image up at submission, as the user
  * (shifter/wlm/submit.py); the prolog checks all of it again, as root (shifter/wlm/node.py). This file passes strings on, and
  *  - ends the tasks of a job whose set-up failed, with the line that says why;
+ *  - starts the tasks of a job with --ccm by the user's own `shifter`;
  *  - has the sshd of a job adopted by the job's extern step, so that Slurm accounts, limits and ends it;
  *  - where job_container/tmpfs gives a job a /tmp of its own, which does not exist yet while a prolog runs, has the job set
  *    up once more, in it.
@@ -32,6 +33,7 @@ SPANK_PLUGIN(shifter, 1)
 #define MAX_ANSWER 65536
 #define MAX_LINE 2048
 #define PROLOG SHIFTER_PREFIX "/sbin/shifter-slurm-prolog"
+#define TASK SHIFTER_PREFIX "/lib/shifter/slurm-task"
 
 /* For pam_slurm_adopt libslurm exports them, but no header does; weak, so that a Slurm without them runs jobs all the same. */
 extern int slurm_stepd_connect(const char *directory, const char *node, slurm_step_id_t *step, uint16_t *version) __attribute__((weak));
@@ -43,11 +45,12 @@ __attribute__((used)) static const char BUILT_FOR[] = {
     'b', 'u', 'i', 'l', 't', ' ', 'f', 'o', 'r', ' ', 'S', 'l', 'u', 'r', 'm', ' ', DIGITS(SLURM_VERSION_MAJOR(SLURM_VERSION_NUMBER)), '.',
     DIGITS(SLURM_VERSION_MINOR(SLURM_VERSION_NUMBER)), '.', DIGITS(SLURM_VERSION_MICRO(SLURM_VERSION_NUMBER)), 0};
 
-enum { IMAGE, VOLUME, MODULE, SSHD, OPTIONS };
+enum { IMAGE, VOLUME, MODULE, SSHD, CCM, OPTIONS };
 
-static const char *const NAMES[OPTIONS] = {"image", "volume", "module", "sshd"};
+static const char *const NAMES[OPTIONS] = {"image", "volume", "module", "sshd", "ccm"};
 static char *given[OPTIONS];
 static char verdict[MAX_LINE]; /* why the set-up of this job failed; in the child that is to become a task */
+static bool inside;            /* the task is to start in the container (--ccm); likewise */
 
 /* --- options ------------------------------------------------------------------------------------------------------ */
 
@@ -59,7 +62,7 @@ static int take_option(int option, const char *value, int remote)
     if ((option == VOLUME || option == MODULE) && given[option]) {
         if (asprintf(&joined, "%s%c%s", given[option], option == VOLUME ? ';' : ',', value) < 0)
             return -1;
-    } else if (!(joined = strdup(value)))
+    } else if (!(joined = strdup(option == CCM ? "1" : value)))
         return -1;
     free(given[option]);
     given[option] = joined;
@@ -72,16 +75,18 @@ static struct spank_option options[] = {
     {"volume", "FROM:TO[:ro]", "mount FROM of a node on TO of its container; may be repeated", 1, VOLUME, take_option},
     {"module", "NAME[,NAME...]", "modules of Shifter to use; none for none", 1, MODULE, take_option},
     {"sshd", "yes|no|auto", "an sshd in each container; auto: if the nodes are not shared", 1, SSHD, take_option},
+    {"ccm", NULL, "run all of the job in a container of the nodes' own root, with ssh between them", 0, CCM, take_option},
     {"shifter.image", "[TYPE:]TAG", "have this container image on all nodes of the job", 1, IMAGE, take_option},
     {"shifter.volume", "FROM:TO[:ro]", "mount FROM of a node on TO of its container; may be repeated", 1, VOLUME, take_option},
     {"shifter.module", "NAME[,NAME...]", "modules of Shifter to use; none for none", 1, MODULE, take_option},
     {"shifter.sshd", "yes|no|auto", "an sshd in each container; auto: if the nodes are not shared", 1, SSHD, take_option},
+    {"shifter.ccm", NULL, "run all of the job in a container of the nodes' own root, with ssh between them", 0, CCM, take_option},
 };
 
 /* True if an argument of plugstack.conf is one of C Shifter's that mean nothing here: accepted, so that its line still works. */
 static bool is_old(const char *argument)
 {
-    static const char *const old[] = {"shifter_config=", "extern_setup=", "extern_cgroup=", "memory_cgroup=", "enable_ccm=", "enable_sshd="};
+    static const char *const old[] = {"shifter_config=", "extern_setup=", "extern_cgroup=", "memory_cgroup=", "enable_ccm=0", "enable_sshd="};
     for (size_t i = 0; i < sizeof old / sizeof *old; i++)
         if (strncasecmp(argument, old[i], strlen(old[i])) == 0)
             return true;
@@ -91,10 +96,13 @@ static bool is_old(const char *argument)
 int slurm_spank_init(spank_t spank, int count, char **arguments)
 {
     int long_names = 0;
+    bool ccm = false;
     spank_context_t context = spank_context();
     for (int i = 0; i < count; i++) {
         if (strcasecmp(arguments[i], "long_options") == 0 || strcasecmp(arguments[i], "long_options=1") == 0)
             long_names = OPTIONS;
+        else if (strcasecmp(arguments[i], "enable_ccm=1") == 0)
+            ccm = true;
         else if (!is_old(arguments[i]))
             slurm_error("shifter: plugstack.conf: unknown argument %s", arguments[i]);
         else if (context == S_CTX_SLURMD)
@@ -102,7 +110,7 @@ int slurm_spank_init(spank_t spank, int count, char **arguments)
     }
     if (context != S_CTX_LOCAL && context != S_CTX_ALLOCATOR && context != S_CTX_REMOTE)
         return ESPANK_SUCCESS;
-    for (int i = 0; i < OPTIONS; i++) {
+    for (int i = 0; i < (ccm ? OPTIONS : CCM); i++) {
         char name[64];
         /* In a job its options would be replayed before those of the command line: what the job has is in its environment. */
         snprintf(name, sizeof name, "SLURM_SPANK__SLURM_SPANK_OPTION_shifter_%s%s", long_names ? "shifter_" : "", NAMES[i]);
@@ -152,7 +160,7 @@ static bool check_options(bool in_job, char answer[MAX_ANSWER + 1])
 /* The job has what its options say, and nothing of what was in the environment of who submits it. */
 static int export_options(spank_t spank, bool in_job)
 {
-    static const char *const replaced[] = {"SHIFTER_IMAGE", "SHIFTER_IMAGETYPE", "SHIFTER_IMAGEREQUEST", "SHIFTER_VOLUME", "SHIFTER_MODULE"};
+    static const char *const replaced[] = {"SHIFTER_IMAGE", "SHIFTER_IMAGETYPE", "SHIFTER_IMAGEREQUEST", "SHIFTER_VOLUME", "SHIFTER_MODULE", "SHIFTER_CCM"};
     static char answer[MAX_ANSWER + 1];
     if (!check_options(in_job, answer)) {
         slurm_error("shifter: %s %s failed: is Shifter installed here?", SHIFTER_PYTHON, SHIFTER_LIBEXEC "/slurm_submit.py");
@@ -162,7 +170,7 @@ static int export_options(spank_t spank, bool in_job)
         slurm_error("shifter: %s", answer + 6);
         return ESPANK_ERROR;
     }
-    for (size_t i = 0; given[IMAGE] && i < sizeof replaced / sizeof *replaced; i++)
+    for (size_t i = 0; (given[IMAGE] || given[CCM]) && i < sizeof replaced / sizeof *replaced; i++)
         unsetenv(replaced[i]);
     for (char *field = answer, *value; *field; field = value + strlen(value) + 1) {
         if (!(value = strchr(field, '=')))
@@ -184,7 +192,7 @@ int slurm_spank_init_post_opt(spank_t spank, int count, char **arguments)
 {
     (void)count, (void)arguments;
     spank_context_t context = spank_context();
-    bool any = given[IMAGE] || given[VOLUME] || given[MODULE] || given[SSHD];
+    bool any = given[IMAGE] || given[VOLUME] || given[MODULE] || given[SSHD] || given[CCM];
     if (!any || (context != S_CTX_LOCAL && context != S_CTX_ALLOCATOR))
         return ESPANK_SUCCESS;
     /* srun in a job starts a step of it: the options are for that step's tasks only, the nodes are set up already. */
@@ -314,18 +322,39 @@ int slurm_spank_task_post_fork(spank_t spank, int count, char **arguments)
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
 {
     (void)count, (void)arguments;
+    char text[8];
     uint32_t job;
-    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS)
-        read_job_file(job, "failed", verdict, sizeof verdict);
+    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS && !read_job_file(job, "failed", verdict, sizeof verdict))
+        inside = read_job_file(job, "ccm", text, sizeof text) && !is_extern(spank, &job);
+    return ESPANK_SUCCESS;
+}
+
+/*
+ * Have TASK started in the task's place, which then starts it in the container. Not executed from here: Slurm still has to
+ * run TaskProlog and to set the user's limits. The array is the one that slurmstepd executes; its first word alone is ours.
+ */
+static int start_inside(spank_t spank)
+{
+    int count = 0;
+    static char command[] = TASK;
+    char **words = NULL;
+    uint32_t step = 0;
+    if (spank_get_item(spank, S_JOB_ARGV, &count, &words) != ESPANK_SUCCESS || count < 1 || !words || !words[0] ||
+        spank_get_item(spank, S_JOB_STEPID, &step) != ESPANK_SUCCESS || spank_setenv(spank, "SHIFTER_TASK", words[0], 1) != ESPANK_SUCCESS ||
+        spank_setenv(spank, "SHIFTER_TASK_IS_SCRIPT", step == SLURM_BATCH_SCRIPT ? "1" : "", 1) != ESPANK_SUCCESS) {
+        dprintf(2, "shifter: --ccm: slurmstepd does not say what the task is\n");
+        return ESPANK_ERROR;
+    }
+    words[0] = command;
     return ESPANK_SUCCESS;
 }
 
 /* As the user, with the task's own descriptors: the job ends as a command ends that failed, and the node is not to blame. */
 int slurm_spank_task_init(spank_t spank, int count, char **arguments)
 {
-    (void)spank, (void)count, (void)arguments;
+    (void)count, (void)arguments;
     if (!verdict[0])
-        return ESPANK_SUCCESS;
+        return inside ? start_inside(spank) : ESPANK_SUCCESS;
     dprintf(2, "shifter: %s", verdict);
     _exit(1);
 }

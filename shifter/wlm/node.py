@@ -23,7 +23,8 @@ from shifter.wlm import slurm
 
 FAILED = "failed"
 SAVED = "slurm"
-"""Files of a job's directory: why its set-up failed, and the environment of its prolog."""
+CCM = "ccm"
+"""Files of a job's directory: why its set-up failed, the environment of its prolog, and that its tasks run inside."""
 
 
 def prolog(environment: Mapping[str, str]) -> int:
@@ -99,9 +100,11 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None
     setup.set_up(job, said.append)
     for line in said:
         _say(f"job {ident}: {line}")
-    if wish == "yes" and not _has_sshd(ident):
+    if wish["SSHD"] == "yes" and not _has_sshd(ident):
         teardown.take_down(ident)
         raise UsageError(f"--sshd=yes: {said[-1] if said else 'there is none'}")
+    if wish["CCM"]:
+        _keep(ident, CCM, b"1\n")
 
 
 def _has_sshd(ident: str) -> bool:

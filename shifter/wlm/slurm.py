@@ -1,6 +1,6 @@
 """Slurm: the Job of a prolog, from the few variables that are believed and from what Slurm itself says of the job.
 
-Of the environment, three variables of slurmd's are used (which job, whose, on what node), and four that are only wishes
+Of the environment, three variables of slurmd's are used (which job, whose, on what node), and some that are only wishes
 of the user's, whoever set them: SPANK_SHIFTER_*. Everything else is asked from slurmctld by the job's id.
 
 It is asked by ``squeue -O``, for numbers, words and node names: ``scontrol show job`` prints the job's name and comment
@@ -20,7 +20,7 @@ from shifter.images import reference
 from shifter.jobs import job as jobs
 from shifter.linux import paths
 
-WISHES = tuple(f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD"))
+WISHES = tuple(f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD", "CCM"))
 BELIEVED = ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", *WISHES)
 """The white list: nothing else of a prolog's environment is looked at."""
 
@@ -67,8 +67,8 @@ def job_id(environment: Mapping[str, str]) -> str:
     return str(ident)
 
 
-def job(environment: Mapping[str, str], settings: config.Config) -> tuple[jobs.Job, str]:
-    """Return the Job of a prolog's *environment*, and whether its sshd was asked for: yes, no or auto. Raises ShifterError."""
+def job(environment: Mapping[str, str], settings: config.Config) -> tuple[jobs.Job, dict[str, str]]:
+    """Return the Job of a prolog's *environment*, and its user's wishes (SSHD: yes, no or auto). Raises ShifterError."""
     ident = job_id(environment)
     wish = _wishes(environment)
     allocation = look_up(ident, settings.slurmBinPath, environment.get("SLURM_CONF", ""))
@@ -93,7 +93,7 @@ def job(environment: Mapping[str, str], settings: config.Config) -> tuple[jobs.J
         sshd=_sshd(wish["SSHD"], allocation.exclusive or settings.sharedNodeSshd),
         home=home,
     )
-    return made, wish["SSHD"]
+    return made, wish
 
 
 def _wishes(environment: Mapping[str, str]) -> dict[str, str]:
@@ -105,6 +105,8 @@ def _wishes(environment: Mapping[str, str]) -> dict[str, str]:
     found["SSHD"] = found["SSHD"] or "auto"
     if found["SSHD"] not in ("yes", "no", "auto"):
         raise UsageError(f"--sshd={found['SSHD'][:40]!a}: it must be yes, no or auto")
+    if found["CCM"] and (found["CCM"], found["IMAGETYPE"], found["IMAGE"]) != ("1", "local", "/"):
+        raise UsageError("--ccm: its image is local:/, and no other one")
     return found
 
 

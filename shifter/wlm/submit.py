@@ -19,7 +19,9 @@ SSHD = ("yes", "no", "auto")
 def check(options: dict[str, str], step: bool) -> list[tuple[str, str]]:
     """Return what is exported for these options. *step*: an srun in a job, whose image was chosen before. Raises ShifterError."""
     fields: list[tuple[str, str]] = []
-    if "image" in options:
+    if "ccm" in options:
+        fields += ccm(options.get("image", ""), step)
+    elif "image" in options:
         fields += image(options["image"])
     elif not step:
         raise UsageError(f"--{next(iter(options))} is of no use without --image")
@@ -38,6 +40,19 @@ def check(options: dict[str, str], step: bool) -> list[tuple[str, str]]:
             raise UsageError("--sshd is for jobs: this one is running, with or without it")
         fields.append(("SHIFTER_SSHD", options["sshd"]))
     return fields
+
+
+def ccm(text: str, step: bool) -> list[tuple[str, str]]:
+    """Return the image of --ccm, which is the node's own root, and SHIFTER_CCM. Raises ShifterError."""
+    if step:
+        raise UsageError("--ccm is for jobs: this one is running, with or without it")
+    if text and text != "local:/":
+        raise UsageError(f"--ccm: its image is local:/, not {text!a}")
+    if not config.load(_build.CONF).allowLocalChroot:
+        raise AccessError(
+            "--ccm: this site does not allow directories as images (allowLocalChroot in udiRoot.conf is 0)"
+        )
+    return [("SHIFTER_IMAGE", "/"), ("SHIFTER_IMAGETYPE", "local"), ("SHIFTER_CCM", "1")]
 
 
 def image(text: str) -> list[tuple[str, str]]:

@@ -253,3 +253,38 @@ def test_job_array(slurm: Slurm) -> None:
     slurm.wait_idle()
     outputs = [slurm.output(str(int(job) + number)) for number in range(5)]
     assert all(output.startswith("node") for output in outputs), outputs
+
+
+TASK = "#!/bin/sh\necho export FROM_PROLOG=of the prolog\n"
+
+
+@once
+@pytest.mark.parametrize(
+    "options", [{"plugin": "enable_ccm=1", "conf": "TaskProlog=/etc/slurm/task\n", "files": {"task": TASK}}]
+)
+def test_ccm(slurm: Slurm, options: dict[str, Any]) -> None:
+    """An old script as it is: all of it runs in a container of the nodes' own root, in which ssh leads to the other nodes."""
+    done = slurm.run("sbatch", "--ccm", "--wrap=true")
+    assert done.returncode == 1 and "allowLocalChroot in udiRoot.conf is 0" in done.stderr
+    for node in slurm.nodes:
+        node.run("chmod 755 /etc/slurm/task", check=True)
+        node.conf(allowLocalChroot=1)
+    for wrong, said in (
+        ("--image=tiny:1", "its image is local:/, not 'tiny:1'"),
+        ("--volume=home:/x", "not an absolute path"),
+    ):
+        done = slurm.run("srun", "--ccm", wrong, "true")
+        assert done.returncode == 1 and said in done.stderr, done
+    script = """\
+#!/bin/bash -e
+#SBATCH --ccm -N2 --exclusive
+ulimit -n; echo "$1" "$FROM_PROLOG" $SHIFTER_TASK; grep -c . /var/hostsfile; ls /run /var/spool
+ssh node2 'hostname; id -un'
+exit 3
+"""
+    slurm.head.write("/home/alice/old.sh", script, owner="alice")
+    sent = slurm.run("sh", "-c", "ulimit -n 777; sbatch --parsable -o %j.out old.sh 'two  words'").stdout.strip()
+    slurm.wait_state(sent, "FAILED")
+    assert slurm.output(sent) == "777\ntwo  words of the prolog\n2\n/run:\n\n/var/spool:\nnode2\nalice\n"
+    done = slurm.run("srun", "--ccm", "-N2", "sh", "-c", "readlink /proc/self/ns/mnt; [ -e /run/lock ] || echo inside")
+    assert done.stdout.count("inside") == 2 and len(set(done.stdout.split())) == 3, done

@@ -159,7 +159,7 @@ def test_job_of_a_prolog(site: Callable[..., config.Config]) -> None:
         "SPANK_SHIFTER_SSH_PUBKEY": "ssh-rsa x",
     }
     job, wish = slurm.job(TRUE | wishes | lies, site())
-    assert (job.ident, job.user, job.uid, job.gid, job.restart, wish) == (
+    assert (job.ident, job.user, job.uid, job.gid, job.restart, wish["SSHD"]) == (
         "7",
         "nobody",
         NOBODY.pw_uid,
@@ -184,6 +184,15 @@ def test_job_of_another_user(site: Callable[..., config.Config]) -> None:
 def test_job_of_another_node(site: Callable[..., config.Config]) -> None:
     with pytest.raises(SlurmError, match="is not on this node"):
         slurm.job(TRUE | {"SLURMD_NODENAME": "node3"}, site())
+
+
+def test_ccm_has_no_other_image(site: Callable[..., config.Config]) -> None:
+    for wishes in ({}, {"IMAGETYPE": "local", "IMAGE": "/etc"}, {"IMAGETYPE": "docker", "IMAGE": "/"}, {"CCM": "yes"}):
+        lies = {f"SPANK_SHIFTER_{name}": value for name, value in ({"CCM": "1"} | wishes).items()}
+        with pytest.raises(UsageError, match="--ccm"):
+            slurm.job(TRUE | lies, site())
+    root = {"SPANK_SHIFTER_CCM": "1", "SPANK_SHIFTER_IMAGETYPE": "local", "SPANK_SHIFTER_IMAGE": "/"}
+    assert slurm.job(TRUE | root, site())[0].image == "local:/"
 
 
 @pytest.mark.parametrize("said", ["OK", "YES", "USER", "MCS"])
