@@ -41,8 +41,10 @@ def test_owner_and_modes_whatever_the_umask(dest: Path) -> None:
         if stat.S_ISDIR(info.st_mode):
             assert stat.S_IMODE(info.st_mode) == 0o755, name
         elif stat.S_ISREG(info.st_mode) and name != "opt/shifter/bin/shifter":
-            udi_image = re.match(r"opt/shifter/libexec/shifter/opt/udiImage/(bin|sbin|libexec)/", name)
-            executable = name.startswith(("opt/shifter/bin/", "opt/shifter/sbin/")) or udi_image
+            program = re.match(
+                r"opt/shifter/(libexec/shifter/opt/udiImage/(bin|sbin|libexec)/|lib/shifter/slurm-task$)", name
+            )
+            executable = name.startswith(("opt/shifter/bin/", "opt/shifter/sbin/")) or program
             assert stat.S_IMODE(info.st_mode) == (0o755 if executable else 0o644), name
     assert [name for name, info in found.items() if info.st_mode & 0o6000] == ["opt/shifter/bin/shifter"]
 
