@@ -1,6 +1,6 @@
 #!/bin/bash
-# From an installation to a Slurm cluster whose jobs run in images: the steps of docs/wlm.md, on three virtual nodes with a
-# real Slurm (packages slurmctld slurmd slurm-client munge). As root, in a checkout after `make deps stage`. Leaves nothing.
+# From `make install` to a Slurm cluster whose jobs run in images: executes the lines of docs/wlm.md ("Slurm: administrator") on
+# three virtual nodes with a real Slurm, and shows each of them. As root, in a checkout after `make deps`. Leaves nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $(id -u) == 0 ]] || { echo "demo: as root, please: it makes namespaces" >&2; exit 1; }

@@ -28,7 +28,7 @@ CTLD_PORT = 6817
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 _numbers = itertools.count()
 
-CONF = """\
+SITE = """\
 ClusterName=lab
 SlurmctldHost=node1
 SlurmUser=root
@@ -41,9 +41,6 @@ SlurmdPidFile=/run/slurmd.pid
 SlurmctldDebug=error
 SlurmdDebug=error
 ProctrackType=proctrack/{proctrack}
-Prolog={prefix}/sbin/shifter-slurm-prolog
-Epilog={prefix}/sbin/shifter-slurm-epilog
-PrologFlags=Alloc,Contain,DeferBatch
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
@@ -60,14 +57,25 @@ NodeName=node[1-{count}] CPUs=4 RealMemory=2000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
+SHIFTER = f"""\
+Prolog={PREFIX}/sbin/shifter-slurm-prolog
+Epilog={PREFIX}/sbin/shifter-slurm-epilog
+PrologFlags=Alloc,Contain,DeferBatch
+"""
+
 # What slurmd is told even where it uses no cgroup: its own look at what is mounted ends it.
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"
 
 
 class Slurm:
-    """Slurm on *nodes*, up and idle. *conf*: further lines of slurm.conf (a later one wins); *files*: of /etc/slurm."""
+    """Slurm on *nodes*, up and idle. *conf*: further lines of slurm.conf (a later one wins); *files*: of /etc/slurm.
 
-    def __init__(self, nodes: Cluster, conf: str = "", plugin: str = "", files: dict[str, str] | None = None) -> None:
+    *plain*: as it is before anybody has heard of Shifter.
+    """
+
+    def __init__(
+        self, nodes: Cluster, conf: str = "", plugin: str = "", files: dict[str, str] | None = None, plain: bool = False
+    ) -> None:
         self.nodes = nodes
         self.head = nodes[0]
         self._daemons: dict[tuple[str, str], subprocess.Popen[str]] = {}
@@ -75,18 +83,14 @@ class Slurm:
         self._key = secrets.token_bytes(128)
         proctrack = "cgroup" if self._cgroup else "linuxproc"
         self._files = {
-            "slurm.conf": CONF.format(prefix=PREFIX, count=len(nodes), proctrack=proctrack) + conf,
+            "slurm.conf": SITE.format(count=len(nodes), proctrack=proctrack) + ("" if plain else SHIFTER) + conf,
             "cgroup.conf": CGROUP_CONF,
-            "plugstack.conf": f"required {PREFIX}/lib/shifter/shifter_slurm.so {plugin}\n",
+            "plugstack.conf": "" if plain else f"required {PREFIX}/lib/shifter/shifter_slurm.so {plugin}\n",
         } | (files or {})
         try:
             for node in nodes:
                 self._furnish(node)
-            self._start("slurmctld", self.head)
-            self.head.wait_port(CTLD_PORT)  # a slurmd whose first call is refused tries again a second later
-            for node in nodes:
-                self._start("slurmd", node)
-            self.wait_idle()
+            self.start()
             for node in nodes:
                 node.remember()
         except BaseException as error:
@@ -106,6 +110,20 @@ class Slurm:
         return bool(self._cgroup)
 
     # -- start and end --
+
+    def start(self) -> None:
+        """Start all daemons; return when the nodes are idle."""
+        self._start("slurmctld", self.head)
+        self.head.wait_port(CTLD_PORT)  # a slurmd whose first call is refused tries again a second later
+        for node in self.nodes:
+            self._start("slurmd", node)
+        self.wait_idle()
+
+    def shut_down(self) -> None:
+        """End all daemons as an administrator does."""
+        self.run("scontrol", "shutdown", user="root", check=True)
+        for daemon in self._daemons.values():
+            daemon.wait(30)
 
     def _furnish(self, node: Node) -> None:
         munge = pwd.getpwnam("munge")

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import demo
 from tests.cluster.slurm import Slurm
-from tests.node import PREFIX, REPO, wait_for
+from tests.images import Tree
+from tests.node import PREFIX, REPO, STAGE, wait_for
 
 once = pytest.mark.parametrize("propagation", ["shared"], indirect=True)
 PROLOG, EPILOG = f"{PREFIX}/sbin/shifter-slurm-prolog", f"{PREFIX}/sbin/shifter-slurm-epilog"
@@ -62,6 +64,14 @@ def test_sshd_on_shared_nodes_is_refused_at_submission(slurm: Slurm, options: di
     for options_ in (["--sshd=yes", "--exclusive"], ["--sshd=auto"]):
         job = slurm.submit("shifter true", "--image=tiny:1", *options_)
         slurm.finish(job)
+
+
+def test_chapter_for_administrators(debian: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/wlm.md, executed as it is written, but for the installation: ten steps at most, and a job runs in an image."""
+    assert len(demo.steps()) <= 10 and "make install" in demo.steps()[0][1]
+    demo.follow(STAGE, debian.path, shared=True)
+    said = capsys.readouterr().out
+    assert "wrong:" not in said and said.count("12.") >= 2 and "node1\nnode2\nnode3\n" in said, said
 
 
 VALUES = [
