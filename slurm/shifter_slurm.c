@@ -157,6 +157,24 @@ static bool check_options(bool in_job, char answer[MAX_ANSWER + 1])
     return child > 0 && status == 0 && size > 0 && !answer[size - 1];
 }
 
+/*
+ * Set a variable of whoever is submitted; NULL takes it away. Tasks of srun have variables of Slurm's own even with
+ * --export=NONE, and `shifter` reads them where there are no others; those of a job come to it in the same way.
+ */
+static bool export_variable(const char *name, const char *value)
+{
+    char *copy;
+    bool done;
+    if (asprintf(&copy, "SLURM_SPANK_%s", name) < 0)
+        return false;
+    if (value)
+        done = setenv(name, value, 1) == 0 && (spank_context() != S_CTX_LOCAL || setenv(copy, value, 1) == 0);
+    else
+        done = unsetenv(name) == 0 && unsetenv(copy) == 0;
+    free(copy);
+    return done;
+}
+
 /* The job has what its options say, and nothing of what was in the environment of who submits it. */
 static int export_options(spank_t spank, bool in_job)
 {
@@ -171,7 +189,7 @@ static int export_options(spank_t spank, bool in_job)
         return ESPANK_ERROR;
     }
     for (size_t i = 0; (given[IMAGE] || given[CCM]) && i < sizeof replaced / sizeof *replaced; i++)
-        unsetenv(replaced[i]);
+        export_variable(replaced[i], NULL);
     for (char *field = answer, *value; *field; field = value + strlen(value) + 1) {
         if (!(value = strchr(field, '=')))
             return ESPANK_ERROR;
@@ -180,7 +198,7 @@ static int export_options(spank_t spank, bool in_job)
             slurm_info("shifter: %s", value);
             continue;
         }
-        if (setenv(field, value, 1) != 0 || (!in_job && spank_job_control_setenv(spank, field, value, 1) != ESPANK_SUCCESS)) {
+        if (!export_variable(field, value) || (!in_job && spank_job_control_setenv(spank, field, value, 1) != ESPANK_SUCCESS)) {
             slurm_error("shifter: %s can't be handed to the job", field);
             return ESPANK_ERROR;
         }

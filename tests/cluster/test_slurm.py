@@ -88,7 +88,10 @@ def test_two_users_share_a_node(slurm: Slurm) -> None:
 
 @once
 def test_another_image_in_a_step(slurm: Slurm, image: Tree) -> None:
-    """A tag that moves moves no running job; a step may have another image, built on demand, which goes with the job."""
+    """A tag that moves moves no running job; a step may have another image, built on demand, which goes with the job.
+
+    Also where tasks have nothing of the script's environment; of the job's volumes none comes to another image.
+    """
     other = slurm.nodes.add_image("docker:other:1", image, "VFS")
     slurm.head.write(f"/images/{other}./etc/issue", "other\n")
     script = """\
@@ -98,13 +101,20 @@ srun --volume=$HOME:/mnt shifter ls -d /mnt/.
 srun shifter cat /etc/issue
 srun shifter --image=tiny:1 cat /etc/issue
 shifter --image=docker:tiny:1 cat /etc/issue
+for export in NONE ALL; do
+    srun --export=$export --image=other:1 $(command -v shifter) ls -d /etc /data
+    srun --export=$export --image=other:1 --volume=$HOME:/mnt $(command -v shifter) cat /etc/issue /mnt/once
+    srun --export=$export $(command -v shifter) cat /etc/issue /data/once
+done 2>/dev/null
 """
     wait = "touch ready; while [ -e ready ]; do sleep 0.1; done\n"
-    job = slurm.submit(wait + script, "--image=tiny:1")
+    slurm.head.write("/home/alice/once", "once\n")
+    job = slurm.submit(wait + script, "--image=tiny:1", "--volume=/home/alice:/data")
     wait_for(lambda: slurm.head.exists("/home/alice/ready"))
     slurm.nodes[0].tag_image("tiny:1", other)
     slurm.head.run("rm /home/alice/ready")
-    assert slurm.finish(job) == "Tiny\nother\n/mnt/.\nTiny\nTiny\nother\n"
+    steps = "/etc\nother\nonce\nTiny\nonce\n"
+    assert slurm.finish(job) == "Tiny\nother\n/mnt/.\nTiny\nTiny\nother\n" + 2 * steps
 
 
 @once
