@@ -371,8 +371,15 @@ static int start_inside(spank_t spank)
 int slurm_spank_task_init(spank_t spank, int count, char **arguments)
 {
     (void)count, (void)arguments;
-    if (!verdict[0])
-        return inside ? start_inside(spank) : ESPANK_SUCCESS;
-    dprintf(2, "shifter: %s", verdict);
-    _exit(1);
+    char job[16], leader[16];
+    uint32_t number;
+    if (verdict[0]) {
+        dprintf(2, "shifter: %s", verdict);
+        _exit(1);
+    }
+    /* SLURM_JOB_ID is the first component's in all of a heterogeneous job, and each component was set up as a job of its own. */
+    if (spank_get_item(spank, S_JOB_ID, &number) == ESPANK_SUCCESS && snprintf(job, sizeof job, "%u", number) > 0 &&
+        spank_getenv(spank, "SLURM_JOB_ID", leader, sizeof leader) == ESPANK_SUCCESS && strcmp(job, leader) != 0)
+        spank_setenv(spank, "SHIFTER_JOB_ID", job, 1);
+    return inside ? start_inside(spank) : ESPANK_SUCCESS;
 }

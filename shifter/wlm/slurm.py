@@ -21,8 +21,10 @@ from shifter.jobs import job as jobs
 from shifter.linux import paths
 
 WISHES = tuple(f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD", "CCM"))
-BELIEVED = ("SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", *WISHES)
-"""The white list: nothing else of a prolog's environment is looked at."""
+BELIEVED = (
+    "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE", "SLURM_NODELIST", *WISHES,
+)  # fmt: skip
+"""The white list: nothing else of a prolog's environment is looked at, and of SLURM_NODELIST only how long it is."""
 
 MAX_WISH = 8192
 TIME_LIMIT = 60
@@ -32,6 +34,7 @@ _COLUMNS = (
     "JobID", "UserID", "GroupID", "RestartCnt", "OverSubscribe", "NumNodes", "NumTasks", "cpus-per-task", "NodeList",
 )  # fmt: skip
 _WIDTH, _WIDEST = 24, 1 << 18
+"""Of columns, to which squeue fills up, and which it cuts off; for the last one slurmd's own list of the nodes is a measure."""
 
 
 class SlurmError(ShifterError):
@@ -71,7 +74,9 @@ def job(environment: Mapping[str, str], settings: config.Config) -> tuple[jobs.J
     """Return the Job of a prolog's *environment*, and its user's wishes (SSHD: yes, no or auto). Raises ShifterError."""
     ident = job_id(environment)
     wish = _wishes(environment)
-    allocation = look_up(ident, settings.slurmBinPath, environment.get("SLURM_CONF", ""))
+    nodes = environment.get("SLURM_NODELIST", "")
+    width = 2 * len(nodes) + _WIDTH if nodes else _WIDEST
+    allocation = look_up(ident, settings.slurmBinPath, environment.get("SLURM_CONF", ""), width)
     uid = number(environment.get("SLURM_JOB_UID", ""), "SLURM_JOB_UID")
     if allocation.uid != uid:
         raise SlurmError(f"job {ident} is uid {allocation.uid}'s for slurmctld, uid {uid}'s for slurmd")
@@ -122,12 +127,15 @@ def _sshd(wish: str, possible: bool) -> bool:
     return wish != "no" and possible
 
 
-def look_up(ident: str, directory: str, conf: str = "") -> Allocation:
-    """Ask slurmctld for the job, by squeue of *directory*. *conf*: SLURM_CONF, if that is root's. Raises SlurmError."""
+def look_up(ident: str, directory: str, conf: str = "", width: int = _WIDEST) -> Allocation:
+    """Ask slurmctld for the job, by squeue of *directory*. *conf*: SLURM_CONF, if that is root's. Raises SlurmError.
+
+    *width*: of the list of nodes. For an array squeue prints all members that run, and fills each line up to it.
+    """
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     if conf:
         environment["SLURM_CONF"] = _trusted(conf)
-    widths = [*(f"{name}:{_WIDTH}" for name in _COLUMNS[:-1]), f"{_COLUMNS[-1]}:{_WIDEST}"]
+    widths = [*(f"{name}:{_WIDTH}" for name in _COLUMNS[:-1]), f"{_COLUMNS[-1]}:{min(width, _WIDEST)}"]
     command = [f"{directory}/squeue", "--noheader", "--all", "--states=all", f"--jobs={ident}", "-O", ",".join(widths)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)

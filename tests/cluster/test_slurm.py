@@ -20,6 +20,13 @@ def udis(node: Node) -> list[str]:
     return sorted(udi["key"] for udi in json.loads(node.shifterctl("ps", "--json", check=True).stdout))
 
 
+def nothing_left(slurm: Slurm) -> None:
+    """Every node is idle, and has nothing of any job."""
+    slurm.wait_idle()
+    for node in slurm.nodes:
+        assert udis(node) == [] and node.run("ls /run/shifter/jobs").stdout == ""
+
+
 def test_batch_job(slurm: Slurm) -> None:
     """The user's side of it all: a line of `#SBATCH`, and the cluster is inside the image."""
     script = """\
@@ -33,9 +40,7 @@ srun sh -c 'shifter --image=tiny:1 readlink /proc/self/ns/mnt; shifter readlink 
     job = slurm.submit(script)
     nodes = "".join(f"node{n}\n{HELLO}alice\n" for n in (1, 2, 3))
     assert slurm.finish(job) == f"{HELLO}node1\nnode2\nnode3\n{nodes}node1\nnode2\nnode3\n3\n"
-    for node in slurm.nodes:
-        assert udis(node) == []
-        assert node.run("ls /run/shifter/jobs").stdout == ""
+    nothing_left(slurm)
 
 
 @once
@@ -251,8 +256,7 @@ shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000
         slurm.restart(node)
     slurm.head.run("rm /home/alice/go")
     assert slurm.finish(job) == "node2\n"
-    for node in slurm.nodes:
-        assert udis(node) == [] and node.run("ls /run/shifter/jobs").stdout == ""
+    nothing_left(slurm)
 
 
 @once
@@ -298,3 +302,22 @@ exit 3
     assert slurm.output(sent) == "777\ntwo  words of the prolog\n2\n/run:\n\n/var/spool:\nnode2\nalice\n"
     done = slurm.run("srun", "--ccm", "-N2", "sh", "-c", "readlink /proc/self/ns/mnt; [ -e /run/lock ] || echo inside")
     assert done.stdout.count("inside") == 2 and len(set(done.stdout.split())) == 3, done
+
+
+BACKFILL = {"conf": "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1\n"}
+
+
+@once
+@pytest.mark.parametrize("options", [BACKFILL])
+def test_components_of_a_heterogeneous_job(slurm: Slurm, options: dict[str, Any]) -> None:
+    """All of their tasks have the first one's SLURM_JOB_ID; each has its own image, and its own failure."""
+    both = "COMPLETED\nCOMPLETED", "FAILED\nFAILED"
+    each = ("-wnode1", "--exclusive", "--image=tiny:1", ":", "-wnode2", "--image=tiny:1", "--exclusive")
+    job = slurm.submit("srun --het-group=0,1 shifter cat /var/hostsfile /etc/issue | sort", *each)
+    assert slurm.wait_state(job, *both) == both[0], slurm.output(job)
+    assert slurm.output(job) == "Tiny\nTiny\nnode1\nnode2\n"
+    nothing_left(slurm)
+    job = slurm.submit("srun --het-group=1 echo not reached 2>&1 | grep shifter", *each, "--volume=/nowhere:/mnt")
+    slurm.wait_state(job, *both)
+    assert slurm.output(job) == "shifter: volume /nowhere: No such file or directory\n"
+    nothing_left(slurm)

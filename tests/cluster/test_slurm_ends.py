@@ -7,20 +7,13 @@ from typing import Any
 import pytest
 
 from tests.cluster.slurm import Slurm
-from tests.cluster.test_slurm import HELLO, once, udis
+from tests.cluster.test_slurm import HELLO, nothing_left, once, udis
 from tests.images import Tree
 from tests.node import PREFIX, Terminal, wait_for
 from tests.ptys import SHELL, work_at
 
 DOOR = f"{PREFIX}/bin/shifter"
 STAY = "while [ -e $SLURM_JOB_ID ]; do sleep 0.1; done"
-
-
-def nothing_left(slurm: Slurm) -> None:
-    """Every node is idle, and has nothing of any job."""
-    slurm.wait_idle()
-    for node in slurm.nodes:
-        assert udis(node) == [] and node.run("ls /run/shifter/jobs").stdout == ""
 
 
 @once

@@ -138,7 +138,7 @@ def site(tmp_path: Path) -> Callable[..., config.Config]:
     def make(said: str = "NO", **settings: object) -> config.Config:
         line = f"7 {NOBODY.pw_uid} {NOBODY.pw_gid} 3 {said} 2 4 1 node[1-2]"
         program = tmp_path / "squeue"
-        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho '{line}'\n")
+        program.write_text(f"#!/bin/sh\necho \"$*\" > {tmp_path}/asked\necho '{line}'\n")
         program.chmod(0o755)
         made = config.Config()
         made.slurmBinPath = str(tmp_path)
@@ -184,6 +184,13 @@ def test_job_of_another_user(site: Callable[..., config.Config]) -> None:
 def test_job_of_another_node(site: Callable[..., config.Config]) -> None:
     with pytest.raises(SlurmError, match="is not on this node"):
         slurm.job(TRUE | {"SLURMD_NODENAME": "node3"}, site())
+
+
+def test_lines_of_an_array_are_no_longer_than_its_nodes(site: Callable[..., config.Config], tmp_path: Path) -> None:
+    """squeue fills each member's line up to the width that it is given: 256 KiB times 10,000 members, on every node."""
+    for environment, width in ((TRUE | {"SLURM_NODELIST": "node[1-2]"}, 42), (TRUE, 1 << 18)):
+        slurm.job(environment, site())
+        assert (tmp_path / "asked").read_text().endswith(f",NodeList:{width}\n")
 
 
 def test_ccm_has_no_other_image(site: Callable[..., config.Config]) -> None:
