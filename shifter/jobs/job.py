@@ -1,6 +1,5 @@
 """One job, as a prolog describes it; no workload manager is known here."""
 
-import hashlib
 import os
 import pwd
 import re
@@ -70,6 +69,8 @@ class Job:
             ("sshd", str(int(self.sshd))),
             *(("authorized", key.decode("ascii")) for key in self.authorized),
         ]
+        import hashlib  # which loads libcrypto, and taking down needs neither
+
         digest = hashlib.sha256(repr(request).encode("utf-8")).hexdigest()
         return [("uid", str(self.uid)), ("restart", str(self.restart)), ("digest", digest)]
 

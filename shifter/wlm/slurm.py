@@ -12,7 +12,6 @@ import os
 import pwd
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from shifter import config
 from shifter.errors import ShifterError, UsageError, describe
@@ -41,18 +40,28 @@ class SlurmError(ShifterError):
     """Slurm did not answer, or not what can be believed."""
 
 
-@dataclass
 class Allocation:
-    """What slurmctld says of a job. *exclusive*: no other job is on its nodes; *slots*: processors of a task."""
+    """What slurmctld says of a job. *exclusive*: no other job is on its nodes."""
 
-    ident: int
-    uid: int
-    gid: int
-    restart: int
-    exclusive: bool
-    tasks: int
-    cpus_per_task: int
-    nodes: list[str]
+    def __init__(
+        self,
+        ident: int,
+        uid: int,
+        gid: int,
+        restart: int,
+        exclusive: bool,
+        tasks: int,
+        cpus_per_task: int,
+        nodes: list[str],
+    ) -> None:
+        self.ident = ident
+        self.uid = uid
+        self.gid = gid
+        self.restart = restart
+        self.exclusive = exclusive
+        self.tasks = tasks
+        self.cpus_per_task = cpus_per_task
+        self.nodes = nodes
 
 
 def number(text: str, what: str, limit: int = 2**32 - 2) -> int:

@@ -76,7 +76,7 @@ LINE = "7 5001 5001 0 NO 2 4 1 node[1-2]\n"
 
 def test_what_squeue_prints() -> None:
     found = parse_allocation("6 5002 5002 0 OK 1 1 1 node1\n" + LINE, "7")
-    assert found == Allocation(7, 5001, 5001, 0, True, 4, 1, ["node1", "node2"])
+    assert found is not None and vars(found) == vars(Allocation(7, 5001, 5001, 0, True, 4, 1, ["node1", "node2"]))
     for word in ("OK", "YES", "USER", "MCS", "no"):
         assert not parse_allocation(LINE.replace("NO", word), "7").exclusive
     for text in (
