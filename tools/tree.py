@@ -40,8 +40,10 @@ COMMANDS = {
 }
 """The commands in Python, and the module that each is."""
 
-BUNDLED = ("setupRoot", "unsetupRoot")
-"""Those for which nobody should wait."""
+QUICK = ("setupRoot", "unsetupRoot", "shifter-slurm-prolog", "shifter-slurm-epilog")
+"""Those for which each job waits."""
+BUNDLED = QUICK[:2]
+"""Those of which all is needed, always."""
 
 INTERNAL = {"shifter_cli.py": "cli.shifter", "slurm_submit.py": "wlm.submit"}
 """What the door runs for --help, --version and usage errors, and Slurm's plugin for options at submission."""
@@ -62,7 +64,10 @@ def main() -> None:
     launchers = args.out.with_name("launchers")
     launchers.mkdir(exist_ok=True)
     for name, module in COMMANDS.items():
-        launcher, place = (QUICK_LAUNCHER, name) if name in BUNDLED else (LAUNCHER, f"shifter.{module}")
+        launcher, place = (
+            QUICK_LAUNCHER if name in QUICK else LAUNCHER,
+            name if name in BUNDLED else f"shifter.{module}",
+        )
         (launchers / name).write_text(launcher.format(python=args.python, libexec=args.libexec, module=place))
     for name, module in INTERNAL.items():
         (out / name).write_text(LAUNCHER.format(python=args.python, libexec=args.libexec, module=f"shifter.{module}"))
