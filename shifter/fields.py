@@ -16,9 +16,12 @@ def encode(fields: "list[tuple[str, str]]") -> bytes:
     Raises FormatError when a key is not a word, a value holds NUL or what no file name can, or the whole is too long.
     """
     out = bytearray()
+    known = set()  # most have the key of the one before
     for key, value in fields:
-        if not _is_key(key):
-            raise FormatError(f"bad field name {key!r}")
+        if key not in known:
+            if not _is_key(key):
+                raise FormatError(f"bad field name {key!r}")
+            known.add(key)
         try:
             data = value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:

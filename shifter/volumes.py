@@ -18,7 +18,7 @@ USER_FLAGS = ("ro",)
 """The known flags, in the order in which they are printed."""
 
 _BLANKS = " \t"
-_SPECIAL = '\\:;"'
+_SPECIAL = frozenset('\\:;"')
 
 _USER_REFUSED = tuple(tuple(path.split("/")) for path in ("etc", "var", "proc", "sys", "dev", "run", "opt/udiImage"))
 _USER_REFUSED_FIRST = frozenset(parts[0] for parts in _USER_REFUSED)
@@ -202,6 +202,8 @@ def _check_path(path: str) -> None:
 
 def _flags(source: str, words: "list[str]", known: "tuple[str, ...]") -> "tuple[str, ...]":
     """Return *words* as flags in canonical order. Raises ValueError for an unknown, repeated or contradictory one."""
+    if not words:
+        return ()
     flags = [word.lower() for word in words]
     for word, flag in zip(words, flags, strict=True):
         if flag not in known:
@@ -214,7 +216,7 @@ def _flags(source: str, words: "list[str]", known: "tuple[str, ...]") -> "tuple[
 
 
 def _escape(path: str) -> str:
-    if not any(char in path for char in _SPECIAL):
+    if _SPECIAL.isdisjoint(path):
         return path
     return "".join("\\" + char if char in _SPECIAL else char for char in path)
 

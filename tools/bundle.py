@@ -12,7 +12,11 @@ from pathlib import Path
 from types import CodeType
 
 # MODULES and LAST are constants that bundle() replaces: (name, is a package, code) of each module, and what is done then.
+# The collector of cyclic garbage is off: a run ends before there is any worth finding, and looking for it among all that was
+# loaded costs as much as ten mounts.
 LOADER = """
+import gc
+gc.disable()
 import sys
 for name, package, code in MODULES:
     module = type(sys)(name)
@@ -82,4 +86,10 @@ def _source(tree: Path, name: str) -> tuple[Path, bool]:
 
 
 def _compile(source: Path, tree: Path, libexec: str) -> CodeType:
-    return compile(source.read_bytes(), f"{libexec}/{source.relative_to(tree)}", "exec", dont_inherit=True, optimize=2)
+    module = ast.parse(source.read_bytes())
+    for node in ast.walk(module):  # nobody asks for annotations: they would be read, and put together, at every start
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    return compile(module, f"{libexec}/{source.relative_to(tree)}", "exec", dont_inherit=True, optimize=2)

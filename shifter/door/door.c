@@ -288,18 +288,22 @@ static bool source_holds(const char *text)
 static bool watches_hold(const struct document *document)
 {
     const char *field, *value;
-    for (size_t position = 0; (field = field_next(document, &position, &value));) {
-        if (key_is(field, "watch") && !watch_holds(value))
-            return false;
-        if (key_is(field, "source")) {
+    bool hold = true, as_caller = false;
+    for (size_t position = 0; hold && (field = field_next(document, &position, &value));) {
+        bool source = key_is(field, "source"); /* one after the other in a record: one change of identity for all */
+        if (source && !as_caller)
             drop_temporarily();
-            bool same = source_holds(value);
+        if (!source && as_caller)
             raise_privilege();
-            if (!same)
-                return false;
-        }
+        as_caller = source;
+        if (source)
+            hold = source_holds(value);
+        else if (key_is(field, "watch"))
+            hold = watch_holds(value);
     }
-    return true;
+    if (as_caller)
+        raise_privilege();
+    return hold;
 }
 
 /* Open the pin of a UDI, and mark its record FILE as used now. Returns the namespace, or -1. Privileged. */

@@ -24,6 +24,11 @@ def is_directory(mode: int) -> bool:
     return mode & S_IFMT == S_IFDIR
 
 
+def is_link(mode: int) -> bool:
+    """True if *mode* (st_mode) is a symbolic link's."""
+    return mode & S_IFMT == S_IFLNK
+
+
 def is_program(mode: int) -> bool:
     """True if *mode* (st_mode) is that of a regular file which somebody may execute."""
     return mode & S_IFMT == S_IFREG and mode & 0o111 != 0

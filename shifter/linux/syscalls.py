@@ -65,8 +65,6 @@ PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
-
 NS_GET_USERNS = 0xB701
 """_IO(0xb7, 1), linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
 NS_GET_MNTNS_ID = 0x8008B705
@@ -90,6 +88,16 @@ _SYS_mount_setattr = 442
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
+
+
+class _Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """What a system call takes: an int of any sign as a whole register, or the address of bytes."""
+
+    _type_ = "P"
+
+
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
 
 
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -120,20 +128,24 @@ _setfsuid, _setfsgid, _ioctl, _flock, _fstatfs, _prctl, _readahead, _capget, _ca
 )
 
 
-def _call(function: "Any", what: "str | None", *args: "int | bytes | bytearray | None") -> int:
+_word = _Word.from_param
+
+
+def _call(function: "Any", what: "str | None", *args: "int | bytes | None") -> int:
     """Call *function*; an int result of -1 becomes an OSError about *what*. EINTR is retried."""
-    converted = [_Long(arg) if isinstance(arg, int) else arg for arg in args]
     while True:
-        result = function(*converted)
+        result: int = function(*map(_word, args))
         if result != -1:
-            return int(result)
+            return result
         code = _ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, posix.strerror(code), what)
 
 
-def _u64(*values: int) -> bytes:
-    return b"".join(value.to_bytes(8, "little") for value in values)
+def _address(buffer: bytearray) -> int:
+    """Return where *buffer* lies in memory: for a call that writes into it."""
+    # Not an array of its size: each of those is a new type, which takes longer than most calls.
+    return _ctypes.addressof(_Char.from_buffer(buffer))
 
 
 def _path(path: "str | bytes") -> bytes:
@@ -142,7 +154,7 @@ def _path(path: "str | bytes") -> bytes:
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): open *path* below *dirfd* with the RESOLVE_* restrictions; always O_CLOEXEC. Returns the descriptor."""
-    how = _u64(flags | posix.O_CLOEXEC, mode, resolve)
+    how = (flags | posix.O_CLOEXEC | mode << 64 | resolve << 128).to_bytes(24, "little")  # struct open_how, three u64
     while True:
         try:
             return _call(_syscall, path, _SYS_openat2, dirfd, _path(path), how, len(how))
@@ -166,7 +178,8 @@ def mount_setattr(
     fd: int, path: str, set_attr: int = 0, clear_attr: int = 0, propagation: int = 0, recursive: bool = False
 ) -> None:
     """mount_setattr(2): set MOUNT_ATTR_* and MS_PRIVATE/SLAVE/SHARED/UNBINDABLE on a mount, or on its whole tree."""
-    attr = _u64(set_attr, clear_attr, propagation, 0)
+    # struct mount_attr: four u64, the last of which is a descriptor that is not used
+    attr = (set_attr | clear_attr << 64 | propagation << 128).to_bytes(32, "little")
     flags = (AT_EMPTY_PATH if not path else 0) | (AT_RECURSIVE if recursive else 0)
     _call(_syscall, path or "mount_setattr", _SYS_mount_setattr, fd, _path(path), flags, attr, len(attr))
 
@@ -242,8 +255,7 @@ def limit_capabilities(keep: int) -> bytes:
     Effective only, and of this thread only.
     """
     sets = bytearray(24)  # two of struct __user_cap_data_struct: 32 bits each of effective, permitted, inheritable
-    array = (_Char * len(sets)).from_buffer(sets)
-    _call(_capget, "capget", _CAPABILITIES, _ctypes.addressof(array))
+    _call(_capget, "capget", _CAPABILITIES, _address(sets))
     before = bytes(sets)
     for offset, bits in ((0, keep & 0xFFFFFFFF), (12, keep >> 32)):
         bits &= int.from_bytes(sets[offset : offset + 4], "little")
@@ -260,8 +272,7 @@ def restore_capabilities(sets: bytes) -> None:
 def ioctl(fd: int, request: int, argument: "int | bytearray | bytes", what: str) -> int:
     """ioctl(2); a bytearray argument is read and written by the kernel in place."""
     if isinstance(argument, bytearray):
-        buffer = (_Char * len(argument)).from_buffer(argument)
-        return _call(_ioctl, what, fd, request, _ctypes.addressof(buffer))
+        return _call(_ioctl, what, fd, request, _address(argument))
     return _call(_ioctl, what, fd, request, argument)
 
 
@@ -273,8 +284,7 @@ def flock(fd: int, operation: int, what: str) -> None:
 def filesystem_magic(fd: int) -> int:
     """fstatfs(2): the f_type of the file system that *fd* is on."""
     buffer = bytearray(256)
-    array = (_Char * len(buffer)).from_buffer(buffer)
-    _call(_fstatfs, "fstatfs", fd, _ctypes.addressof(array))
+    _call(_fstatfs, "fstatfs", fd, _address(buffer))
     return int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF
 
 
@@ -284,8 +294,7 @@ def device_number(path: str) -> int:
     That can be a user's FUSE daemon, or a dead NFS server, and never answer.
     """
     buffer = bytearray(256)
-    array = (_Char * len(buffer)).from_buffer(buffer)
-    _call(_libc("statx"), path, AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, 0, _ctypes.addressof(array))
+    _call(_libc("statx"), path, AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, 0, _address(buffer))
     return posix.makedev(int.from_bytes(buffer[136:140], "little"), int.from_bytes(buffer[140:144], "little"))
 
 
@@ -308,23 +317,12 @@ def prctl(option: int, value: int) -> int:
 
 def capget() -> "tuple[int, int, int]":
     """capget(2) of the calling thread: effective, permitted and inheritable capabilities as bit masks."""
-    header, data = _capability_buffers()
-    _call(_libc("capget"), "capget", _ctypes.addressof(header), _ctypes.addressof(data))
-    words = [int.from_bytes(bytes(data)[at : at + 4], "little") for at in range(0, 24, 4)]
+    sets = bytearray(24)
+    _call(_capget, "capget", _CAPABILITIES, _address(sets))
+    words = [int.from_bytes(sets[at : at + 4], "little") for at in range(0, 24, 4)]
     return words[0] | words[3] << 32, words[1] | words[4] << 32, words[2] | words[5] << 32
 
 
 def capset_none() -> None:
     """capset(2): the calling thread has no effective, permitted or inheritable capability any more."""
-    header, data = _capability_buffers()
-    _call(_libc("capset"), "capset", _ctypes.addressof(header), _ctypes.addressof(data))
-
-
-def _capability_buffers() -> "tuple[Any, Any]":
-    """Return a struct __user_cap_header_struct for this thread and two zeroed struct __user_cap_data_struct."""
-    header = (_Char * 8).from_buffer(bytearray(_u64(_LINUX_CAPABILITY_VERSION_3)))
-    return header, (_Char * 24).from_buffer(bytearray(24))
-
-
-class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "c"
+    restore_capabilities(bytes(24))

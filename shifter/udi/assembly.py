@@ -72,12 +72,14 @@ class Assembly:
             raise BuildError(f"{path!r} is not inside the UDI")
         return path[len("/udi") :] or "/"
 
-    def make_directory(self, path: str, mode: int = 0o755, below: int = -1) -> None:
-        """Make the directory *path* and its missing parents on the root tmpfs; an existing one stays as it is.
+    def make_directory(self, path: str, mode: int = 0o755) -> None:
+        """Make the directory *path* and its missing parents on the root tmpfs; an existing one stays as it is."""
+        posix.close(self.made_directory(self.root, path, mode))
 
-        *below*: a descriptor of the directory to begin at, instead of the root.
-        """
-        current = posix.dup(self.root if below < 0 else below)
+    @staticmethod
+    def made_directory(below: int, path: str, mode: int = 0o755) -> int:
+        """Make the directory *path* likewise, below the descriptor *below*, and return a descriptor of it."""
+        current = posix.dup(below)
         try:
             for name in filter(None, path.split("/")):
                 try:
@@ -87,8 +89,21 @@ class Assembly:
                 step = paths.open_in_root(current, name, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW)
                 posix.close(current)
                 current = step
-        finally:
+        except OSError:
             posix.close(current)
+            raise
+        return current
+
+    @staticmethod
+    def make_entry(parent: int, name: str, directory: bool) -> None:
+        """Make the directory or empty file *name* in the directory *parent*; what is there already stays as it is."""
+        try:
+            if directory:
+                posix.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                write_new(parent, name, b"", 0o644)
+        except FileExistsError:
+            pass
 
     def make_file(self, path: str, data: bytes = b"", mode: int = 0o644) -> None:
         """Make the file *path* on the root tmpfs; its directory exists."""
@@ -135,10 +150,15 @@ class Assembly:
                     pass
         return layer
 
-    def attach(self, mount: int, path: str) -> None:
-        """Attach the detached *mount* on the existing *path*; both are directories or neither is. Closes *mount*."""
+    def attach(self, mount: int, path: str, resolved: bool = False) -> None:
+        """Attach the detached *mount* on the existing *path*; both are directories or neither is. Closes *mount*.
+
+        *resolved*: *path* is one that has no link in it. A link that is there now was put there in the meantime.
+        """
         target = self.open(path)
         try:
+            if resolved and self.resolved(target) != path:
+                raise BuildError(f"{path} of the image was exchanged while the UDI was put together")
             if paths.is_directory(posix.fstat(mount).st_mode) != paths.is_directory(posix.fstat(target).st_mode):
                 raise BuildError(f"{path}: a directory can't be mounted on a file, nor a file on a directory")
             syscalls.move_mount(mount, target, path)
@@ -185,13 +205,13 @@ class Assembly:
                     )
         return sorted(names)
 
-    def bind_entries(self, source: int, names: "list[str]", target: str) -> None:
-        """Show the image entries *names* of the directory *source* in the writable directory *target*, if not there yet.
+    def bind_entries(self, source: int, names: "list[str]", parent: int, target: str) -> None:
+        """Show the image entries *names* of the directory *source* in the writable directory *parent*, if not there yet.
 
+        *target* is what that is called in the UDI.
         Directories and files are bound, symlinks made anew; a device, FIFO or socket of an image means nothing here.
         What an entry is, is asked of its descriptor: the tree may be the user's, and change meanwhile.
         """
-        parent = self.open(target, posix.O_RDONLY | posix.O_DIRECTORY)
         for name, entry in self._open_entries(source, names, target):
             kind = posix.fstat(entry).st_mode & paths.S_IFMT
             try:
@@ -210,7 +230,6 @@ class Assembly:
                 posix.close(made)
                 posix.close(mount)
             posix.close(entry)
-        posix.close(parent)
 
     def _open_entries(self, source: int, names: "list[str]", target: str) -> "list[tuple[str, int]]":
         """Open entries of the image directory *source* with the reader's rights, as one change of identity for all."""
@@ -226,16 +245,17 @@ class Assembly:
                     raise unreadable(f"{target.rstrip('/')}/{name}", error) from None
         return opened
 
-    def merge(self, layer: str, lower: int, path: str) -> None:
+    def merge(self, layer: str, lower: int, path: str, resolved: bool = False) -> None:
         """Cover *path* of the UDI by the generated *layer* above the image directory *lower* (a descriptor); read-only.
 
         An image of ours is overlaid. In a tree of the node the entries are bound one by one, each with the mounts below
-        it: an overlay would show what those hide.
+        it: an overlay would show what those hide. *resolved*: see ``attach``.
         """
         if not self.image_recursive:
-            self.attach(self._overlay(layer, lower), path)
+            self.attach(self._overlay(layer, lower), path, resolved)
             return
-        self.attach(self._layer_mount(layer), path)
+        mount = self._layer_mount(layer)
+        self.attach(posix.dup(mount), path, resolved)
         try:
             with self.reader:
                 listing = syscalls.openat2(lower, ".", posix.O_RDONLY | posix.O_DIRECTORY, syscalls.RESOLVE_BENEATH)
@@ -244,10 +264,9 @@ class Assembly:
         else:
             names = self._names(listing, path)
             posix.close(listing)
-        self.bind_entries(lower, names, path)
-        top = self.open(path, syscalls.O_PATH | posix.O_DIRECTORY)
-        syscalls.mount_setattr(top, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
-        posix.close(top)
+        self.bind_entries(lower, names, mount, path)  # not by its path, where the user may have put another one
+        syscalls.mount_setattr(mount, "", set_attr=syscalls.MOUNT_ATTR_RDONLY)
+        posix.close(mount)
 
     def attach_layer(self, layer: str, path: str) -> None:
         """Mount the generated directory *layer* on *path*, read-only."""

@@ -1,7 +1,5 @@
-"""What comes from the node: binds, the mount points that they need, and which places are refused.
-
-A mount point that is missing is made where it harms nobody: on the UDI's own root, in a read-only overlay of a directory
-of the image, or, for a user's volume, with the user's rights in a directory of the node. Part of the build path.
+"""What comes from the node: binds, and which places are refused. A user's mount point that is missing in a directory of
+the node is made with the user's rights; all others are made before (targets.py). Part of the build path.
 """
 
 import errno
@@ -38,14 +36,15 @@ class Bind(Operation):
         user: "Identity | None" = None,
     ) -> None:
         super().__init__(path, reason)
+        self.name = path.rpartition("/")[2]
         self.source = source
         self.mount = mount
         self.flags = flags
         self.directory = directory
         self.user = user
         """The user whose volume it is; None: the site's or our own."""
-        self.target = -1
-        """A descriptor of the target, if Targets has opened it."""
+        self.place: tuple[int, str, posix.stat_result] | None = None
+        """The target, if Targets has opened it: a descriptor, its path without any link, its status."""
 
     def text(self) -> str:
         return f"bind {self.source} on {self.path}" + (f" {self.flags}" if self.flags else "")
@@ -54,10 +53,8 @@ class Bind(Operation):
         return [("source", self.source), ("flags", self.flags)]
 
     def execute(self, assembly: Assembly) -> None:
-        target = self.target if self.target >= 0 else self._open_target(assembly)
+        target, resolved, status = self.place or place_of(assembly, self._open_target(assembly))
         try:
-            resolved = assembly.resolved(target)
-            status = posix.fstat(target)
             if self.user is not None:
                 refuse_reserved(resolved, self.path)
                 assembly.mount_points.append((resolved, status))
@@ -85,112 +82,9 @@ class Bind(Operation):
         return make_as_user(assembly, self.path, self.directory, self.user)
 
 
-class Targets(Operation):
-    """The targets of a user's volumes, opened with one change of identity: each costs as much as several mounts.
-
-    What is not there, or lies in another volume, is left to its Bind.
-    """
-
-    KIND = "targets"
-
-    def __init__(self, binds: "list[Bind]", user: Identity) -> None:
-        super().__init__(" ".join(bind.path for bind in binds), "volumes")
-        self.binds = binds
-        self.user = user
-
-    def text(self) -> str:
-        return f"targets, opened as the user: {self.path}"
-
-    def execute(self, assembly: Assembly) -> None:
-        paths_before: set[str] = set()
-        with self.user:
-            for bind in self.binds:
-                if not ancestor_in(bind.path, paths_before):
-                    try:
-                        bind.target = assembly.open(bind.path)
-                    except OSError:
-                        pass  # its Bind makes it, or says why not
-                paths_before.add(bind.path)
-
-
-class MountPoints(Operation):
-    """Mount points that siteFs and volumes need and the image lacks.
-
-    On the UDI's own root they are simply made. Inside the image, the nearest existing directory is covered by itself
-    and all the new ones. Inside anything else of the node nothing is invented: it must be there, or is the user's to make.
-    """
-
-    KIND = "mount-points"
-
-    def __init__(self, binds: "list[Bind]", reserved: "set[str]") -> None:
-        super().__init__(" ".join(bind.path for bind in binds), "siteFs and volumes")
-        self.binds = binds
-        self.reserved = reserved
-        """Where directories of the node are mounted already."""
-        self._paths = {bind.path for bind in binds}
-
-    def text(self) -> str:
-        return f"mount points, where they are missing: {self.path}"
-
-    def execute(self, assembly: Assembly) -> None:
-        covers: dict[str, tuple[int, list[tuple[str, bool]]]] = {}
-        targets: set[str] = set()
-        missing: list[tuple[Bind, int, str]] = []
-        for user in dict.fromkeys(bind.user for bind in self.binds):
-            with user or ROOT:  # one change of identity for all: it costs as much as a mount
-                for bind in self.binds:
-                    if bind.user is user and not ancestor_in(bind.path, targets):
-                        targets.add(bind.path)
-                        if not _exists(assembly, bind):
-                            missing.append((bind, *nearest(assembly, bind.path)))
-        for bind, parent, rest in missing:
-            self.reason = bind.reason  # what a failure is blamed on
-            self._make(assembly, bind, parent, rest, covers)
-            posix.close(parent)
-        for where in sorted(covers):  # a parent before what is below it, which it would hide
-            lower, parts = covers[where]
-            assembly.merge(assembly.new_layer(parts, posix.fstat(lower)), lower, where)
-            posix.close(lower)
-
-    def _make(
-        self,
-        assembly: Assembly,
-        bind: Bind,
-        parent: int,
-        rest: str,
-        covers: "dict[str, tuple[int, list[tuple[str, bool]]]]",
-    ) -> None:
-        where = assembly.resolved(parent)
-        path = f"{where.rstrip('/')}/{rest}"
-        if bind.user is not None:
-            refuse_reserved(path, bind.path)
-        else:
-            refuse_site(path, bind.path)
-        if ancestor_in(where, self.reserved):
-            if bind.user is None:
-                raise BuildError(f"{path} does not exist on the node, and is not made inside {where}")
-        elif ancestor_in(path.rpartition("/")[0] or "/", self._paths) or (path != bind.path and path in self._paths):
-            pass  # what will be mounted there hides what could be made here
-        elif posix.fstat(parent).st_dev == assembly.root_device:
-            directory, _, name = ("", "", "") if bind.directory else rest.rpartition("/")
-            assembly.make_directory(rest if bind.directory else directory, below=parent)
-            if name:
-                assembly.make_file(path)
-        elif where in covers:
-            covers[where][1].append((rest, bind.directory))
-        else:
-            covers[where] = (posix.dup(parent), [(rest, bind.directory)])
-
-
-def _exists(assembly: Assembly, bind: Bind) -> bool:
-    """Return whether the target of *bind* is there, as far as the one who asks for it may see. Raises BuildError."""
-    try:
-        posix.close(assembly.open(bind.path))
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise BuildError(f"{bind.path} {unreachable(error)} ({bind.reason})") from None
-    return True
+def place_of(assembly: Assembly, target: int) -> "tuple[int, str, posix.stat_result]":
+    """Return the descriptor *target*, its path inside the UDI without any link, and its status."""
+    return target, assembly.resolved(target), posix.fstat(target)
 
 
 def nearest(assembly: Assembly, target: str) -> "tuple[int, str]":
@@ -323,7 +217,7 @@ def ancestor_in(path: str, targets: "Collection[str]") -> "str | None":
 
 def parents_first(binds: "list[Bind]") -> "list[Bind]":
     """Return *binds* ordered by the depth of their targets, so that none hides one that was named before it."""
-    return sorted(binds, key=lambda bind: len(volumes.components(bind.path)))
+    return sorted(binds, key=lambda bind: bind.path.count("/"))
 
 
 def clone_for_udi(fd: int, recursive: bool, slave: bool, attributes: int = ROOT_ATTRIBUTES) -> int:

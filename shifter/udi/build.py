@@ -16,7 +16,7 @@ from shifter.images import meta, reference, store
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import ROOT, Identity
 from shifter.request import Request
-from shifter.udi import binds, etc, image_mounts, pins, plan, records, session
+from shifter.udi import binds, etc, image_mounts, pins, plan, records, session, targets
 from shifter.udi.assembly import ROOT_ATTRIBUTES, Assembly
 from shifter.udi.host import TTY_GID, Account, Host, Watch, open_procfs
 from shifter.udi.sources import Sources
@@ -266,11 +266,11 @@ class Builder:
             operations.insert(len(own), plan.File(session.HOSTS_FILE, self.given["hostsfile"][0], "setupRoot -N"))
         taken = {"/proc", *(bind.path for bind in system)}
         if site or users:
-            operations.append(binds.MountPoints([*site, *users], taken))
+            operations.append(targets.MountPoints([*site, *users], taken))
         if sshd:
             operations += session.operations(self.meta.env, taken)
-        targets = [binds.Targets(users, self.user)] if users else []
-        return [*operations, *site, *targets, *users]
+        opened = [targets.Targets(users, self.user)] if users else []
+        return [*operations, *site, *opened, *users]
 
     def _udi_image(self, bind: "binds.Bind | None") -> "list[plan.Operation]":
         """Return the operations of /opt/udiImage: its programs, and in a job's UDI the keys and settings of this job."""

@@ -71,20 +71,27 @@ def unshare_until_younger(home: int, procfs: int) -> None:
     processor is tried. On a real node home has the smallest id of all; inside a container it has not.
     """
     age = syscalls.mount_namespace_id(home)
-    processors = posix.cpu_count() or 1
-    for attempt in range(processors + 2 * _ID_BATCH):
-        own = posix.open("self/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs)
-        younger = not age or syscalls.mount_namespace_id(own) > age
-        posix.close(own)
-        if younger:
-            return
+    attempt = 0
+    while age and _own_id(procfs) <= age:
+        processors = posix.cpu_count() or 1
+        if attempt == processors + 2 * _ID_BATCH:
+            raise BuildError("no mount namespace younger than the node's first one could be made")
         if attempt < processors:
             try:
                 posix.sched_setaffinity(0, [attempt])
             except OSError:
                 pass  # not in our cpuset
         syscalls.unshare_mounts()
-    raise BuildError("no mount namespace younger than the node's first one could be made")
+        attempt += 1
+
+
+def _own_id(procfs: int) -> int:
+    """Return the 64-bit id of the mount namespace that this process is in."""
+    own = posix.open("self/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs)
+    try:
+        return syscalls.mount_namespace_id(own)
+    finally:
+        posix.close(own)
 
 
 def base_ready() -> bool:

@@ -144,7 +144,9 @@ class ImageDirectory(Operation):
         names = [name for name in assembly.image_entries(self.path) if name not in self.skip]
         if names:
             source = assembly.open_image(self.path, syscalls.O_PATH | posix.O_DIRECTORY)
-            assembly.bind_entries(source, names, self.path)
+            target = assembly.open(self.path, syscalls.O_PATH | posix.O_DIRECTORY)
+            assembly.bind_entries(source, names, target, self.path)
+            posix.close(target)
             posix.close(source)
 
 
@@ -331,6 +333,8 @@ def json_object(values: "list[tuple[str, str]]") -> str:
 
 def json_string(text: str) -> str:
     """Return *text* as a JSON string (RFC 8259): quote, backslash and control characters escaped."""
+    if '"' not in text and "\\" not in text and text.isprintable():  # nearly always; in a launch, all volumes in one
+        return f'"{text}"'
     out = []
     for char in text:
         if char in '"\\':

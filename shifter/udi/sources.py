@@ -53,16 +53,17 @@ class Sources:
         self._site = {_plain(mount.target): mount for mount in config.siteFs}
         if len(self.volumes) > MAX_VOLUMES:
             raise UsageError(f"volume: {len(self.volumes)} of them; at most {MAX_VOLUMES} are possible")
-        directories = sum(len(volumes.components(volume.target)) for volume in self.volumes)
+        self._targets: dict[str, volumes.UserVolume] = {}
+        """The volumes by their targets, each once."""
+        for volume in self.volumes:
+            other = self._targets.setdefault(_plain(volume.target), volume)
+            if other is not volume and other != volume:
+                raise UsageError(f"volume: {other} and {volume} have the same target")
+        directories = sum(target.count("/") for target in self._targets)
         if directories > MAX_DIRECTORIES:
             raise UsageError(
                 f"volume: {directories} directories on the way to the targets; at most {MAX_DIRECTORIES} are possible"
             )
-        targets: dict[tuple[str, ...], volumes.UserVolume] = {}
-        for volume in self.volumes:
-            other = targets.setdefault(volumes.components(volume.target), volume)
-            if other is not volume and other != volume:
-                raise UsageError(f"volume: {other} and {volume} have the same target")
 
     def site(self) -> "list[Bind]":
         """Clone the sources of siteFs, as root: they are the site's."""
@@ -91,9 +92,10 @@ class Sources:
         # One step for all: each is a message that wakes the door. What hangs is among them.
         self.step(f"opening volume {', '.join(volume.source for volume in self.volumes)} as the user")
         with self.user:  # one change of identity for all: it costs as much as a mount
-            for volume in dict.fromkeys(self.volumes):
-                found.append((volume, self._find(volume)))
-        for volume, place in found:
+            for target, volume in self._targets.items():
+                found.append((target, volume, self._find(volume)))
+        slave = self._slave()
+        for target, volume, place in found:
             if place is None:
                 self._absent = self._absent or volume
                 continue
@@ -101,14 +103,14 @@ class Sources:
             directory = self._is_directory(source, path, "volume", BuildError)
             attributes = ROOT_ATTRIBUTES | (syscalls.MOUNT_ATTR_RDONLY if "ro" in volume.flags else 0)
             try:
-                clone = clone_for_udi(source, True, self._slave(), attributes)
+                clone = clone_for_udi(source, True, slave, attributes)
             except OSError as error:
                 raise BuildError(f"volume {volume.source}: {source_fault(error)}") from None
             posix.close(source)
             flags = " ".join(("rec", *volume.flags)) if directory else " ".join(volume.flags)
             reason = f"volume {volume}, {origin}"
-            binds.append(Bind(_plain(volume.target), path, clone, flags, reason, directory, self.user))
-            self._shown[_plain(volume.target)] = path
+            binds.append(Bind(target, path, clone, flags, reason, directory, self.user))
+            self._shown[target] = path
         return parents_first(binds)
 
     def refuse_absent(self, assembly: "Assembly | None") -> None:

@@ -83,6 +83,30 @@ def test_target_that_is_swapped_for_a_link(vault: Node, counts: dict[str, int], 
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("other", ["link", "moved"])
+def test_directory_of_many_targets_that_is_swapped(vault: Node, counts: dict[str, int], other: str) -> None:
+    """It is opened once for all of them: they lie in that directory, whatever its name leads to by now."""
+    vault.write("/srv/a/marker", "mounted\n")
+    for directory in ("on", "moved"):
+        vault.run(f"mkdir {directory} {directory}/1 {directory}/2", "alice", cwd="/home/alice", check=True)
+    vault.run("ln -s /etc link", "alice", cwd="/home/alice", check=True)
+    options = [f"--volume=/srv/a:/home/alice/on/{number}" for number in range(1, 5)]
+    script = "find / -xdev -name marker; find /etc /dev /run -name marker; cat /etc/issue; cat /home/alice/*/*/marker"
+    seen = set()
+    with swapping(vault, "/home/alice/on", f"/home/alice/{other}"):
+        for number in range(counts["builds while a path is swapped"]):
+            done = vault.shifter("--image=tiny:1", *options, f"--volume=/srv/a:/data/{number}", "sh", "-c", script)
+            assert set(done.stdout.splitlines()) <= {"Tiny", "mounted"}, done
+            assert done.returncode != 125 or done.stderr.count("\n") == 1, done
+            seen.add(done.returncode)
+    assert 0 in seen
+    for path in ("/etc", "/dev", "/run"):
+        assert not any(vault.exists(f"{path}/{number}") for number in range(1, 5))
+    vault.shifterctl("gc", "--all", check=True)
+    assert works(vault, "id -un") == "alice\n"
+
+
+@pytest.mark.soak
 def test_mount_point_that_another_user_swaps_while_it_is_made(vault: Node, counts: dict[str, int]) -> None:
     """In a directory that everybody can write: bob can't make alice's builder create anything in a third place."""
     vault.write("/srv/a/marker", "mounted\n")

@@ -32,7 +32,7 @@ OURS = {
     "shifter.linux", "shifter.linux.identity", "shifter.linux.loop", "shifter.linux.paths", "shifter.linux.syscalls",
     "shifter.udi", "shifter.udi.assembly", "shifter.udi.binds", "shifter.udi.build", "shifter.udi.etc", "shifter.udi.host",
     "shifter.udi.image_mounts", "shifter.udi.pins", "shifter.udi.plan", "shifter.udi.reap", "shifter.udi.records",
-    "shifter.udi.run", "shifter.udi.session", "shifter.udi.sources",
+    "shifter.udi.run", "shifter.udi.session", "shifter.udi.sources", "shifter.udi.targets",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.images import Tree
-from tests.node import Node
+from tests.node import PREFIX, Node
 from tests.system.mounting import flags, mounts, refused, works
 
 CONF = "/etc/shifter/udiRoot.conf"
@@ -245,6 +245,43 @@ def test_several_missing_targets_in_one_directory(site: Node) -> None:
     assert works(site, script, *options) == "a\nb\na\nhello from the image\n"
 
 
+def test_targets_of_every_kind_in_one_directory(node: Node, image: Tree, tmp_path: Path) -> None:
+    """What is found out for one of them, of the directory that they share, holds for the others and for no link in it."""
+    tree = image.copy(tmp_path / "x")
+    (tree.path / "several/there/deep").mkdir(parents=True)
+    (tree.path / "several/file").write_text("of the image\n")
+    (tree.path / "several/link").symlink_to("there/deep")
+    (tree.path / "several/out").symlink_to("../srv/new/out")
+    (tree.path / "several/file-link").symlink_to("/several/file")
+    (tree.path / "nowhere").symlink_to("srv/later/on")
+    node.add_image("tiny:1", tree)
+    node.run("mkdir /srv/a; echo a > /srv/a/file; echo single > /srv/single", check=True)
+    places = ("/several/link", "/several/out", "/several/new", "/several/newer", "/nowhere/1", "/nowhere/2")
+    options = [f"--volume=/srv/a:{place}" for place in places]
+    options += [f"--volume=/srv/single:{place}" for place in ("/several/made", "/several/file-link", "/nowhere/3")]
+    script = "cat /several/link/file /several/there/deep/file /several/out/file /srv/new/out/file /several/new*/file "
+    script += "/nowhere/?/file /srv/later/on/1/file /several/made /several/file /nowhere/3; ls /several /srv/later/on"
+    shown = "a\n" * 9 + "single\n" * 3 + "/several:\nfile\nfile-link\nlink\nmade\nnew\nnewer\nout\nthere\n"
+    assert works(node, script, *options) == f"{shown}\n/srv/later/on:\n1\n2\n3\n"
+
+
+def test_volume_where_a_link_leads_a_mount_of_the_site(node: Node, image: Tree, tmp_path: Path) -> None:
+    """The volume lies in what the site mounts there: the mount point that is found before that mount would be hidden."""
+    tree = image.copy(tmp_path / "x")
+    (tree.path / "site").symlink_to("data")
+    node.add_image("tiny:1", tree)
+    node.run(
+        "mkdir -p /srv/site /srv/a /srv/b; echo a > /srv/a/file; echo b > /srv/b/file; chown alice /srv/site",
+        check=True,
+    )
+    node.conf(siteFs=["/srv/site:/site"])
+    options = ["--volume=/srv/a:/data/1", "--volume=/srv/b:/data/2"]
+    for _ in range(2):  # made, found
+        assert works(node, "cat /data/1/file /site/2/file", *options) == "a\nb\n"
+        node.shifterctl("gc", "--all", check=True)
+    assert node.run("ls /srv/site", check=True).stdout == "1\n2\n"
+
+
 def test_site_and_user_need_mount_points_in_the_same_directory(site: Node) -> None:
     """One cover for both: a second one would hide what is mounted in the first."""
     site.conf(siteFs=["/home:/home", "/srv/a:/usr/lib/site"])
@@ -395,6 +432,17 @@ def test_names_that_need_care(site: Node, name: str) -> None:
 def test_thirty_volumes(site: Node) -> None:
     volumes = [f"--volume=/srv/{'ab'[n % 2]}:/data/{n}" for n in range(30)]
     assert works(site, "cat /data/*/file | sort | uniq -c | tr -s ' '", *volumes) == " 15 a\n 15 b\n"
+
+
+def test_calls_for_each_volume(site: Node) -> None:
+    """What a volume costs does not grow unseen: the system calls of a first launch, by door and builder, for each of 40."""
+    site.shifter("--image=tiny:1", "true", check=True)  # the base, and the image
+    strace = ["strace", "-qq", "-f", "-u", "alice", "-o", "/tmp/trace", f"{PREFIX}/bin/shifter", "--image=tiny:1"]
+    calls = []
+    for number in (2, 42):
+        site.run([*strace, *(f"--volume=/srv/a:/data/{n}" for n in range(number)), "true"], cwd="/", check=True)
+        calls.append(len([line for line in site.read("/tmp/trace").splitlines() if "resumed>" not in line]))
+    assert 10 < (calls[1] - calls[0]) / 40 < 16
 
 
 def test_the_same_volume_twice_is_one(site: Node) -> None:
