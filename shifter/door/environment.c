@@ -100,10 +100,9 @@ void env_rules(struct list *env, const struct document *record, bool image)
             continue;
         if (strncmp(field + 4, "unset=", 6) == 0)
             env_unset(env, value);
-        else if (!is_assignment(value))
-            continue; /* an image may have a bare name; it says nothing */
-        else if (strncmp(field + 4, "default=", 8) == 0 && env_value(env, value, name_length(value)))
-            continue; /* the user has it, or the image */
+        /* An image may have a bare name: it says nothing. A default is for what neither user nor image has. */
+        else if (!is_assignment(value) || (strncmp(field + 4, "default=", 8) == 0 && env_value(env, value, name_length(value))))
+            continue;
         else if (strncmp(field + 4, "append=", 7) == 0)
             env_join(env, value, true);
         else if (strncmp(field + 4, "prepend=", 8) == 0)
