@@ -11,7 +11,7 @@ from shifter.errors import BuildError
 from shifter.linux import paths, syscalls
 from shifter.linux.identity import ROOT, Identity
 from shifter.udi.assembly import Assembly
-from shifter.udi.binds import Bind, ancestor_in, nearest, refuse_reserved, refuse_site, unreachable
+from shifter.udi.binds import Bind, ancestor_in, nearest, place_of, refuse_reserved, refuse_site, unreachable
 from shifter.udi.plan import Operation
 
 MYPY = False
@@ -111,26 +111,34 @@ class Targets(Operation):
     def execute(self, assembly: Assembly) -> None:
         every = {bind.path for bind in self.binds}
         directories: list[tuple[int, list[tuple[Bind, int, posix.stat_result]]]] = []
+        behind_links: list[tuple[Bind, int]] = []
         with self.user:
             for above, binds in by_directory(self.binds).items():
-                if not ancestor_in(above, every):
+                if ancestor_in(above, every):
+                    continue
+                entries: list[tuple[Bind, int, posix.stat_result]] = []
+                try:
+                    directory = assembly.open(above, syscalls.O_PATH | posix.O_DIRECTORY)
+                except OSError:
+                    continue  # the Binds make it, or say why not
+                directories.append((directory, entries))
+                for bind in binds:
                     try:
-                        directories.append((assembly.open(above, syscalls.O_PATH | posix.O_DIRECTORY), []))
+                        fd, status = entry(directory, bind.name)
+                        if paths.is_link(status.st_mode):
+                            posix.close(fd)
+                            behind_links.append((bind, assembly.open(bind.path)))
+                        else:
+                            entries.append((bind, fd, status))
                     except OSError:
-                        continue  # the Binds make it, or say why not
-                    for bind in binds:
-                        try:
-                            directories[-1][1].append((bind, *entry(directories[-1][0], bind.name)))
-                        except OSError:
-                            pass
+                        pass
         for directory, entries in directories:
             where = assembly.resolved(directory).rstrip("/")
             posix.close(directory)
             for bind, fd, status in entries:
-                if paths.is_link(status.st_mode):
-                    posix.close(fd)  # its Bind follows it
-                else:
-                    bind.place = fd, f"{where}/{bind.name}", status
+                bind.place = fd, f"{where}/{bind.name}", status
+        for bind, fd in behind_links:
+            bind.place = place_of(assembly, fd)
 
 
 class Missing:
