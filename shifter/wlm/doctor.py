@@ -47,7 +47,7 @@ def examine() -> Iterator[tuple[str, str]]:
     for key, program in (("Prolog", "shifter-slurm-prolog"), ("Epilog", "shifter-slurm-epilog")):
         yield _perilog(key, found.get(key, ""), f"{_build.PREFIX}/sbin/{program}")
     yield from _flags(found)
-    yield _plugstack(found)
+    yield from _plugstack(settings, found)
     yield from _sharing(settings, found)
 
 
@@ -131,7 +131,7 @@ def _flags(found: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield "advice", f"slurm.conf: ProctrackType={tracking}: only proctrack/cgroup can take the sshd into the job"
 
 
-def _plugstack(found: dict[str, str]) -> tuple[str, str]:
+def _plugstack(settings: config.Config, found: dict[str, str]) -> Iterator[tuple[str, str]]:
     path = found.get("PlugStackConfig", "")
     if path in ("", "(null)"):
         path = f"{os.path.dirname(found.get('SLURM_CONF', '/etc/slurm/slurm.conf'))}/plugstack.conf"
@@ -142,8 +142,14 @@ def _plugstack(found: dict[str, str]) -> tuple[str, str]:
             and words[0] in ("required", "optional")
             and os.path.realpath(words[1]) == os.path.realpath(PLUGIN)
         ):
-            return "ok", f"{path}: {line}"
-    return "wrong", f"{path}: add the line: required {PLUGIN}"
+            yield "ok", f"{path}: {line}"
+            if "enable_ccm=1" in words and not settings.allowLocalChroot:
+                yield (
+                    "wrong",
+                    "udiRoot.conf: allowLocalChroot=0: --ccm, which enable_ccm=1 offers, needs allowLocalChroot=1",
+                )
+            return
+    yield "wrong", f"{path}: add the line: required {PLUGIN}"
 
 
 def _lines(path: str, depth: int) -> Iterator[str]:

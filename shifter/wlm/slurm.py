@@ -18,6 +18,7 @@ from shifter.errors import ShifterError, UsageError, describe
 from shifter.images import reference
 from shifter.jobs import job as jobs
 from shifter.linux import paths
+from shifter.wlm.submit import MAX_WISH
 
 WISHES = tuple(f"SPANK_SHIFTER_{name}" for name in ("IMAGE", "IMAGETYPE", "VOLUME", "MODULE", "SSHD", "CCM"))
 BELIEVED = (
@@ -25,7 +26,6 @@ BELIEVED = (
 )  # fmt: skip
 """The white list: nothing else of a prolog's environment is looked at, and of SLURM_NODELIST only how long it is."""
 
-MAX_WISH = 8192
 TIME_LIMIT = 60
 """Seconds for slurmctld's answer; it is asked by all nodes of a job at once."""
 

@@ -14,6 +14,8 @@ from shifter.images import reference, store
 from shifter.volumes import parse_user
 
 SSHD = ("yes", "no", "auto")
+MAX_WISH = 8192
+"""Characters of a variable; Slurm keeps it with the job, and every node of the job gets it."""
 
 
 def check(options: dict[str, str], step: bool) -> list[tuple[str, str]]:
@@ -39,6 +41,11 @@ def check(options: dict[str, str], step: bool) -> list[tuple[str, str]]:
         if step:
             raise UsageError("--sshd is for jobs: this one is running, with or without it")
         fields.append(("SHIFTER_SSHD", options["sshd"]))
+    for name, value in fields:
+        if len(value) > MAX_WISH:
+            raise UsageError(
+                f"--{name.removeprefix('SHIFTER_').lower()}: longer than {MAX_WISH} characters, all of them together"
+            )
     return fields
 
 

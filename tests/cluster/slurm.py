@@ -46,7 +46,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,sched_interval=1
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
@@ -62,6 +62,9 @@ Prolog={PREFIX}/sbin/shifter-slurm-prolog
 Epilog={PREFIX}/sbin/shifter-slurm-epilog
 PrologFlags=Alloc,Contain,DeferBatch
 """
+
+REQUEUE = "AuthInfo=cred_expire=5\n"
+"""How long a requeued job has to wait, instead of two minutes: Slurm has forgotten its earlier start then, not before."""
 
 # What slurmd is told even where it uses no cgroup: its own look at what is mounted ends it.
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"

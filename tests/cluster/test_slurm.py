@@ -2,12 +2,11 @@
 
 import functools
 import json
-import time
 from typing import Any
 
 import pytest
 
-from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import REQUEUE, Slurm
 from tests.images import Tree
 from tests.node import PREFIX, Node, wait_for
 
@@ -131,6 +130,7 @@ def test_submission_is_refused_with_the_reason(slurm: Slurm) -> None:
         ("--volume=/home:/mnt",): "--volume is of no use without --image",
         ("--image=tiny:1", "--volume=home:/mnt"): "'home' is not an absolute path",
         ("--image=tiny:1", "--volume=/home:/mnt", "--volume=/home:/etc/x"): "/etc",
+        ("--image=tiny:1", *[f"--volume=/home:/mnt/{n}{'/x' * 1000}" for n in range(5)]): "--volume: longer than 8192",
         ("--image=tiny:1", "--sshd=maybe"): "--sshd='maybe': it must be one of yes, no, auto",
         ("--image=tiny:1", "--sshd=no", "--sshd=\nyes"): "it must be one of yes, no, auto",
     }
@@ -218,7 +218,7 @@ exec {PREFIX}/sbin/shifter-slurm-prolog
 
 
 @once
-@pytest.mark.parametrize("options", [{"conf": "Prolog=/etc/slurm/prolog\n", "files": {"prolog": SLOW}}])
+@pytest.mark.parametrize("options", [{"conf": f"Prolog=/etc/slurm/prolog\n{REQUEUE}", "files": {"prolog": SLOW}}])
 def test_end_of_a_job_in_each_phase(slurm: Slurm, options: dict[str, Any]) -> None:
     """Cancelled in its prologs, in the script, requeued, ended after slurmd was killed: nothing is left, nothing is drained."""
     for node in slurm.nodes:
@@ -236,15 +236,8 @@ shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000
     job = slurm.submit(script, *wanted)
     wait_for(lambda: slurm.head.exists(f"/home/alice/.{job}"))
     slurm.run("scontrol", "requeue", job, check=True)
-    slurm.wait_idle()
-    time.sleep(1.1)  # within a second of the end of a job slurmd takes its next start for a part of it: no prolog
-
-    def started() -> bool:
-        if slurm.state(job) == "PENDING":  # it would wait for two minutes
-            slurm.run("scontrol", "update", f"job={job}", "StartTime=now")
-        return slurm.head.exists(f"/home/alice/1.{job}")
-
-    wait_for(started, 60, 0.3)
+    nothing_left(slurm)
+    wait_for(lambda: slurm.head.exists(f"/home/alice/1.{job}"))
     (record,) = json.loads(slurm.head.shifterctl("ps", "--json", check=True).stdout)
     assert record["key"] == f"job.{job}"
     slurm.run("scancel", job, check=True)
@@ -304,12 +297,8 @@ exit 3
     assert done.stdout.count("inside") == 2 and len(set(done.stdout.split())) == 3, done
 
 
-BACKFILL = {"conf": "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1\n"}
-
-
 @once
-@pytest.mark.parametrize("options", [BACKFILL])
-def test_components_of_a_heterogeneous_job(slurm: Slurm, options: dict[str, Any]) -> None:
+def test_components_of_a_heterogeneous_job(slurm: Slurm) -> None:
     """All of their tasks have the first one's SLURM_JOB_ID; each has its own image, and its own failure."""
     both = "COMPLETED\nCOMPLETED", "FAILED\nFAILED"
     each = ("-wnode1", "--exclusive", "--image=tiny:1", ":", "-wnode2", "--image=tiny:1", "--exclusive")

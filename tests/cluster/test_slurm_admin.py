@@ -2,6 +2,7 @@
 
 import functools
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 
 from tests.cluster import demo
 from tests.cluster.slurm import Slurm
+from tests.cluster.test_slurm import once, udis
 from tests.images import Tree
 from tests.node import PREFIX, REPO, STAGE, wait_for
 
-once = pytest.mark.parametrize("propagation", ["shared"], indirect=True)
 PROLOG, EPILOG = f"{PREFIX}/sbin/shifter-slurm-prolog", f"{PREFIX}/sbin/shifter-slurm-epilog"
 
 
@@ -34,6 +35,8 @@ def test_doctor(slurm: Slurm) -> None:
     assert done.stdout == f"wrong: /etc/slurm/plugstack.conf: add the line: {good.strip()}\n"
     node.write("/etc/slurm/more/shifter.conf", good)
     assert node.shifterctl("doctor", "--slurm", "--quiet").returncode == 0
+    node.write("/etc/slurm/more/shifter.conf", good.strip() + " enable_ccm=1\n")
+    assert "--ccm, which enable_ccm=1 offers, needs" in node.shifterctl("doctor", "--slurm", "--quiet").stdout
     node.conf(sharedNodeSshd=1)
     assert "sshdPort=1204-1299 gives each job its own" in node.shifterctl("doctor", "--slurm", "--quiet").stdout
     node.conf(slurmBinPath="/nowhere")
@@ -100,6 +103,34 @@ HOMES = [
     "mkdir -m 700 .udiRoot; ln -s /proc/self/environ .udiRoot/id_rsa.key.pub; mkdir .udiRoot/secret",
 ]
 """What a user may have made of the directory where the sshd's secret is looked for."""
+
+
+@pytest.mark.soak
+@once
+def test_prologs_that_are_killed_and_two_at_once(
+    slurm: Slurm, counts: dict[str, int], finding: Callable[[str], None]
+) -> None:
+    """SIGKILL at any moment, as at the end of PrologEpilogTimeout: the epilog takes all of it down, and says so."""
+    node = slurm.nodes[1]
+    job = slurm.submit("sleep 10000", "-wnode2", "--exclusive")
+    wait_for(lambda: slurm.state(job) == "RUNNING")
+    environment = {"SLURM_JOB_ID": job, "SLURM_JOB_UID": "5001", "SLURMD_NODENAME": "node2"}
+    environment |= {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker"}
+    generator = random.Random(1)
+    for number in range(counts["cycles of a job"]):
+        prologs = [node.popen([PROLOG], env=environment, clean=True) for _ in range(1 + number % 2)]
+        time.sleep(generator.random() / 2)
+        prologs[0].kill()
+        for prolog in prologs[1:]:
+            assert prolog.communicate(timeout=60)[1] == "" and prolog.returncode == 0
+        done = node.run([EPILOG], env=environment, clean=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert udis(node) == [] and node.run("ls /run/shifter/jobs").stdout == ""
+        assert not any(listener.port == 1204 for listener in node.listeners())
+    finding(
+        f"{counts['cycles of a job']} prologs killed at a random moment of half a second; nothing left after the epilog"
+    )
+    slurm.run("scancel", job, check=True)
 
 
 @pytest.mark.soak
