@@ -337,13 +337,38 @@ int slurm_spank_task_post_fork(spank_t spank, int count, char **arguments)
     return ESPANK_SUCCESS;
 }
 
+/*
+ * A script that spans nodes is ended for the failure of any of them, which its prolog left with the job (shifter/wlm/node.py):
+ * what was known when the prologs were done. Only administrators can write there.
+ */
+static void read_failure_elsewhere(spank_t spank, uint32_t job)
+{
+    uint32_t step = 0;
+    job_info_msg_t *answer = NULL;
+    char start[64], text[MAX_LINE], nodes[16] = "";
+    if (spank_get_item(spank, S_JOB_STEPID, &step) != ESPANK_SUCCESS || step != SLURM_BATCH_SCRIPT ||
+        spank_getenv(spank, "SLURM_JOB_NUM_NODES", nodes, sizeof nodes) != ESPANK_SUCCESS || strcmp(nodes, "1") == 0 || !read_job_file(job, "slurm", text, sizeof text))
+        return;
+    if (slurm_load_job(&answer, job, SHOW_ALL) != SLURM_SUCCESS || !answer)
+        return;
+    for (uint32_t i = 0; i < answer->record_count; i++) {
+        const slurm_job_info_t *found = &answer->job_array[i];
+        int length = snprintf(start, sizeof start, "shifter, start %u: ", (unsigned)found->restart_cnt);
+        if (found->job_id == job && found->admin_comment && strncmp(found->admin_comment, start, (size_t)length) == 0)
+            snprintf(verdict, sizeof verdict, "%.1500s\n", found->admin_comment + length);
+    }
+    slurm_free_job_info_msg(answer);
+}
+
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
 {
     (void)count, (void)arguments;
     char text[8];
     uint32_t job;
-    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS && !read_job_file(job, "failed", verdict, sizeof verdict))
-        inside = read_job_file(job, "ccm", text, sizeof text) && !is_extern(spank, &job);
+    if (spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS || read_job_file(job, "failed", verdict, sizeof verdict))
+        return ESPANK_SUCCESS;
+    inside = read_job_file(job, "ccm", text, sizeof text) && !is_extern(spank, &job);
+    read_failure_elsewhere(spank, job);
     return ESPANK_SUCCESS;
 }
 

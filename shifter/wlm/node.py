@@ -17,6 +17,7 @@ from shifter import _build, config, fields
 from shifter.cli import text
 from shifter.errors import ShifterError, UsageError, describe
 from shifter.jobs import state, teardown
+from shifter.jobs.job import Job
 from shifter.linux import syscalls
 from shifter.udi import inventory, pins
 from shifter.wlm import slurm
@@ -69,7 +70,7 @@ def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
     ident = ""
     try:
         ident = slurm.job_id(known)
-        _set_up(ident, known, namespace)
+        _set_up(ident, known, namespace, policy)
         return 0
     except (ShifterError, OSError) as error:
         reason = _line(error)
@@ -86,25 +87,49 @@ def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
     return 0
 
 
-def _set_up(ident: str, known: Mapping[str, str], namespace: int | None) -> None:
+def _tell_first_node(job: Job, known: Mapping[str, str], reason: str) -> None:
+    """Leave the reason where the plugin finds it on the job's first node: what ends here is only what starts here."""
+    name = known["SLURMD_NODENAME"]
+    if name == job.nodes[0][0]:
+        return
+    text = f"shifter, start {job.restart}: {name}: {reason}"
+    try:
+        slurm.tell(
+            job.ident, text[: slurm.MAX_COMMENT], config.load(_build.CONF).slurmBinPath, known.get("SLURM_CONF", "")
+        )
+    except (ShifterError, OSError) as error:
+        _say(f"job {job.ident}: {_line(error)}")
+
+
+def _set_up(ident: str, known: Mapping[str, str], namespace: int | None, policy: str) -> None:
     """Set up the job; with --sshd=yes it fails if there is no sshd. Raises ShifterError, OSError; then nothing is left."""
+    job, wish = slurm.job(known, config.load(_build.CONF))
+    try:
+        if namespace is not None:
+            syscalls.setns(namespace)
+        else:
+            lines = [("env", f"{name}={value}") for name, value in known.items()]
+            _keep(ident, SAVED, fields.encode([*lines, ("end", SAVED)]))
+        _build_job(job, wish)
+    except (ShifterError, OSError) as error:
+        if policy == "job":
+            _tell_first_node(job, known, _line(error))
+        raise
+
+
+def _build_job(job: Job, wish: Mapping[str, str]) -> None:
+    """Raises ShifterError, OSError; then nothing is left."""
     from shifter.jobs import setup  # half of all modules, and the epilog needs none of them
 
     said: list[str] = []
-    job, wish = slurm.job(known, config.load(_build.CONF))
-    if namespace is not None:
-        syscalls.setns(namespace)
-    else:
-        lines = [("env", f"{name}={value}") for name, value in known.items()]
-        _keep(ident, SAVED, fields.encode([*lines, ("end", SAVED)]))
     setup.set_up(job, said.append)
     for line in said:
-        _say(f"job {ident}: {line}")
-    if wish["SSHD"] == "yes" and not _has_sshd(ident):
-        teardown.take_down(ident)
+        _say(f"job {job.ident}: {line}")
+    if wish["SSHD"] == "yes" and not _has_sshd(job.ident):
+        teardown.take_down(job.ident)
         raise UsageError(f"--sshd=yes: {said[-1] if said else 'there is none'}")
     if wish["CCM"]:
-        _keep(ident, CCM, b"1\n")
+        _keep(job.ident, CCM, b"1\n")
 
 
 def _has_sshd(ident: str) -> bool:

@@ -26,6 +26,7 @@ BELIEVED = (
 )  # fmt: skip
 """The white list: nothing else of a prolog's environment is looked at, and of SLURM_NODELIST only how long it is."""
 
+MAX_COMMENT = 1024
 TIME_LIMIT = 60
 """Seconds for slurmctld's answer; it is asked by all nodes of a job at once."""
 
@@ -141,20 +142,38 @@ def look_up(ident: str, directory: str, conf: str = "", width: int = _WIDEST) ->
 
     *width*: of the list of nodes. For an array squeue prints all members that run, and fills each line up to it.
     """
+    widths = [*(f"{name}:{_WIDTH}" for name in _COLUMNS[:-1]), f"{_COLUMNS[-1]}:{min(width, _WIDEST)}"]
+    command = ["squeue", "--noheader", "--all", "--states=all", f"--jobs={ident}", "-O", ",".join(widths)]
+    return parse_allocation(_ask(command, directory, conf), ident)
+
+
+def tell(ident: str, text: str, directory: str, conf: str = "") -> None:
+    """Leave *text* with the job, in the comment that only administrators can write. Raises SlurmError."""
+    _ask(["scontrol", "update", f"JobId={ident}", f"AdminComment={text}"], directory, conf)
+
+
+def _ask(command: list[str], directory: str, conf: str) -> str:
+    """Run one of Slurm's programs; return what it printed. Raises SlurmError."""
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     if conf:
         environment["SLURM_CONF"] = _trusted(conf)
-    widths = [*(f"{name}:{_WIDTH}" for name in _COLUMNS[:-1]), f"{_COLUMNS[-1]}:{min(width, _WIDEST)}"]
-    command = [f"{directory}/squeue", "--noheader", "--all", "--states=all", f"--jobs={ident}", "-O", ",".join(widths)]
+    program, *words = command
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        done = subprocess.run(
+            [f"{directory}/{program}", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
     except OSError as error:
         raise SlurmError(f"{describe(error)}; slurmBinPath of udiRoot.conf says where Slurm's programs are") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"squeue did not answer within {TIME_LIMIT} s") from None
+        raise SlurmError(f"{program} did not answer within {TIME_LIMIT} s") from None
     if done.returncode != 0:
-        raise SlurmError(f"squeue: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
-    return parse_allocation(done.stdout, ident)
+        raise SlurmError(f"{program}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+    return done.stdout
 
 
 def parse_allocation(text: str, ident: str) -> Allocation:

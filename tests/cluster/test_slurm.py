@@ -150,6 +150,10 @@ def test_failed_set_up(slurm: Slurm) -> None:
     job = slurm.submit("echo not reached", *bad)
     slurm.wait_state(job, "FAILED")
     assert slurm.output(job) == reason
+    slurm.head.mkdir("/srv/of-this-node")
+    job = slurm.submit("echo not reached", "-N2", "--image=tiny:1", "--volume=/srv/of-this-node:/mnt")
+    slurm.wait_state(job, "FAILED")
+    assert slurm.output(job) == "shifter: node2: volume /srv/of-this-node: No such file or directory\n"
     done = slurm.run("srun", *bad, "echo", "not reached")
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count(reason) == 2
     slurm.wait_idle()
