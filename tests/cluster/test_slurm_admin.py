@@ -172,8 +172,8 @@ def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Cal
         assert "Traceback" not in done.stderr and done.returncode in (0, 1), (environment, done)
         assert "root:*" not in done.stderr and len(done.stderr) < 4000, (environment, done)
         listening = any(listener.port == 1204 for listener in node.listeners())
-        if udis := made():  # then nothing that counts was a lie: it is alice's job, and her wish
-            assert udis == [f"5001/job.{job}"], environment
+        if seen := made():  # then nothing that counts was a lie: it is alice's job, and her wish
+            assert seen == [f"5001/job.{job}"], environment
             assert {name: environment[name] for name in CHECKED} == true, environment
             assert not listening or which, environment
             built[which] += 1
@@ -185,6 +185,13 @@ def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Cal
         if made():  # it was about another job
             assert node.run([EPILOG], env=true, clean=True).returncode == 0
         assert made() == [], (number, environment)
+    for node, job in zip(
+        slurm.nodes[:2], running, strict=True
+    ):  # and no lie has left a node that sets up nothing any more
+        true = dict(zip(CHECKED, (job, "5001", node.name), strict=True))
+        done = node.run([PROLOG], env=true | good, clean=True)
+        assert udis(node) == [f"job.{job}"], done
+        assert node.run([EPILOG], env=true, clean=True).returncode == 0
     for node in slurm.nodes[:2]:
         assert not node.exists("/run/evil") and node.run("ls /run/shifter/jobs").stdout == ""
     finding(f"{refused} hostile environments without a UDI, {built[0]} with alice's own, {built[1]} on her own node")
