@@ -1,7 +1,7 @@
 """setupRoot: what a prolog runs before a job, to have its UDI ready on this node."""
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
 import time
 
@@ -48,7 +48,7 @@ def _set_up(argv: list[str]) -> None:
     if os.geteuid() != 0:
         raise AccessError("only root can set up a job")
     # Who ignores it can wait for no child; a prolog may have inherited that.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     begin = time.monotonic()
 
     def elapsed() -> float:

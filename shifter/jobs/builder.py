@@ -1,8 +1,8 @@
 """Having the UDI of a job built: the same builder, with the same request, as the door has it started for a user."""
 
+import _signal  # type: ignore[import-not-found]
 import os
 import select
-import signal
 import time
 
 from shifter import _build, fields
@@ -68,7 +68,7 @@ class Builder:
             if fd >= 0:
                 os.close(fd)
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._pid, _signal.SIGKILL)
             os.waitpid(self._pid, 0)
 
     def build(self, job: Job, timeout: float) -> None:

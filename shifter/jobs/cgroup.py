@@ -9,9 +9,9 @@ Version 2 has ``cgroup.kill``; of version 1 the freezer does, in which nobody ca
 not below the prolog's own cgroup: to restart the service that runs prologs must end nobody's job.
 """
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable
 
@@ -97,7 +97,7 @@ def _kill_frozen(path: str) -> None:
             time.sleep(0.001)
         for pid in _read(f"{path}/cgroup.procs").split():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(int(pid), _signal.SIGKILL)
     finally:
         _write(f"{path}/freezer.state", "THAWED")
 

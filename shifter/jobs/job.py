@@ -2,13 +2,13 @@
 
 import os
 import pwd
-import re
 from collections.abc import Sequence
 
 from shifter import request
 from shifter.errors import UsageError
 
 MAX_NODES = 65536
+_BLANKS = {ord(char): " " for char in "\t\r\n"}
 MAX_TASKS = 1 << 20
 """Lines of /var/hostsfile; more than any machine has processors, and some tens of megabytes of names."""
 
@@ -102,7 +102,7 @@ def account(name: str, uid: int | None, gid: int | None) -> tuple[str, int, int,
 def parse_nodes(text: str) -> list[tuple[str, int]]:
     """Return (name, tasks) of each node in *text*: names separated by blanks, each with ``/TASKS`` or 1. Raises UsageError."""
     nodes: dict[str, int] = {}
-    for word in filter(None, re.split(r"[ \t\r\n]", text)):  # str.split() knows 25 more blanks
+    for word in filter(None, text.translate(_BLANKS).split(" ")):  # str.split() knows 25 more blanks
         name, slash, count = word.partition("/")
         if not _is_host_name(name):
             raise UsageError(f"node {word[:200]!r} is no host name")

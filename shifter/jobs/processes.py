@@ -1,9 +1,9 @@
 """Ending everything that runs in UDIs: stopped first, killed by pidfd, until a look at all processes finds nothing."""
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
 import pwd
-import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -115,10 +115,10 @@ def end(roots: set[str], uid: int) -> list[str]:
         with contextlib.ExitStack() as stack:
             # All are stopped before the first is killed: what forks faster than one by one can be killed would survive.
             fds = [fd for pid in ours if (fd := _open(pid, roots, stack)) is not None]
-            for number in (signal.SIGSTOP, signal.SIGKILL):
+            for number in (_signal.SIGSTOP, _signal.SIGKILL):
                 for fd in fds:
                     with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(fd, number)
+                        _signal.pidfd_send_signal(fd, number)
         if not found:
             return []
         if not ours or time.monotonic() > deadline:

@@ -1,7 +1,7 @@
 """Starting a program that keeps nothing of ours: for root's own children, which may become a user before they execute."""
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 from collections.abc import Callable, Mapping
 
 from shifter.linux import drop
@@ -28,9 +28,9 @@ def spawn(
         os.umask(0o022)
         for number, fd in zip(descriptors, drop.keep_only(*descriptors.values()), strict=True):
             os.dup2(fd, number)
-        for kind in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(kind, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for kind in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+            _signal.signal(kind, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         prepare()
         os.execve(words[0], words, environment)
     except BaseException as error:

@@ -15,7 +15,6 @@ parsed: an included file can be fatal where none of its Host blocks matches. Whi
 which we ship, and would then hold for every other host too.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from shifter.sshd import SshError
@@ -29,9 +28,8 @@ NODES = "nodes"
 """Names of the files below ETC."""
 MAX_TEMPLATE = 1 << 16
 
-_LINE = re.compile(rb"[ \t]*([A-Za-z][A-Za-z0-9]*)(?:[ \t]*=[ \t]*|[ \t]+)(\S.*)")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_SUBSYSTEM = re.compile(rb"([A-Za-z0-9._@-]+)[ \t]+[^\"'\\ \t].*")
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS = b"0123456789"
 
 _ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
@@ -100,7 +98,7 @@ def server_config(template: bytes, server: Server, where: str = "sshd_config") -
     without = _SERVER_WITHOUT if server.addresses else _SERVER_WITHOUT + " ListenAddress"
     kept, warnings = _template(template, where, fixed, without.split(), server=True)
     # Only where the site says nothing: of MaxStartups sshd takes the last value.
-    said = {match[1].lower() for match in map(_LINE.fullmatch, kept) if match}
+    said = {pair[0].lower().encode() for pair in map(_pair, kept) if pair}
     fixed += [("Subsystem", f"sftp {SFTP_SERVER}")]
     fixed += [(keyword, value) for keyword, value in _SERVER_DEFAULTS if keyword.lower().encode() not in said]
     return _whole(fixed, kept), warnings
@@ -177,23 +175,45 @@ def _template(
     return kept, warnings
 
 
+def _pair(line: bytes) -> tuple[str, bytes] | None:
+    """Return keyword and value of ``Keyword value`` or ``Keyword=value``; None if *line* is neither in plain characters."""
+    text = line.strip(b" \t")
+    rest = text.lstrip(_LETTERS + _DIGITS)
+    keyword, value = text[: len(text) - len(rest)], rest.lstrip(b" \t")
+    separated = value != rest
+    if value.startswith(b"="):
+        separated, value = True, value[1:].lstrip(b" \t")
+    if not keyword or keyword[0] in _DIGITS or not separated or not value or _has_control(line):
+        return None
+    return keyword.decode("ascii"), value
+
+
+def _has_control(line: bytes) -> bool:
+    return any((byte < 32 and byte != 9) or byte == 127 for byte in line)
+
+
 def _overruled(line: bytes, holds: dict[str, str], never: set[str], server: bool) -> str | None:
     """Return None if *line* stays, else why it is left out: ``""`` where it says what holds anyway."""
     text = line.lstrip(b" \t")
-    if not text or (text.startswith(b"#") and not _CONTROL.search(text)):
+    if not text or (text.startswith(b"#") and not _has_control(text)):
         return None
-    match = _LINE.fullmatch(line)
-    if match is None or _CONTROL.search(line):
+    pair = _pair(line)
+    if pair is None:
         return f"{line[:60].decode('ascii', 'replace')!a} is left out: it is not 'Keyword value' in plain characters"
-    keyword = match[1].decode("ascii")
+    keyword, value = pair
     name = _ALIASES.get(keyword.lower(), keyword.lower())
     if server and name == "match":
         return "Match and what follows it is left out: it would override what must hold"
     if server and name == "subsystem":
-        subsystem = _SUBSYSTEM.fullmatch(match[2])
-        if match[2] == f"sftp {SFTP_SERVER}".encode("ascii"):
+        if value == f"sftp {SFTP_SERVER}".encode("ascii"):
             return ""
-        if subsystem is None or subsystem[1] == b"sftp":
+        subsystem = value.replace(b"\t", b" ").partition(b" ")
+        program = subsystem[2].lstrip(b" ")
+        if (
+            subsystem[0].strip(_LETTERS + _DIGITS + b"._@-")
+            or subsystem[0] == b"sftp"
+            or program[:1] in (b"", b'"', b"'", b"\\")
+        ):
             return f"{keyword} is overruled: the sftp subsystem is that of udiImage"
         return None
     if name in never:
@@ -201,7 +221,7 @@ def _overruled(line: bytes, holds: dict[str, str], never: set[str], server: bool
     if name not in holds:
         return None
     want = holds[name].split(None, 1)[1]
-    have = match[2].decode("utf-8", "replace").strip('" \t').lower()
+    have = value.decode("utf-8", "replace").strip('" \t').lower()
     return "" if have == want.lower() else f"{keyword} is overruled: '{holds[name]}' holds"
 
 
@@ -221,4 +241,5 @@ def _user_pattern(user: str) -> str:
     data = user.encode("utf-8", "surrogateescape")
     if not data or len(data) > 256 or any(byte < 32 or byte in b":/\x7f" for byte in data):
         raise SshError(f"{user[:260]!a} is not a user name")
-    return re.sub(rb"[^A-Za-z0-9._-]", b"?", data).decode("ascii")
+    plain = _LETTERS + _DIGITS + b"._-"
+    return "".join(chr(byte) if byte in plain else "?" for byte in data)

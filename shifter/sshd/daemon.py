@@ -1,12 +1,12 @@
 """Starting the sshd of a UDI as its user, and waiting until it answers with the host certificate of this job."""
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import binascii
 import contextlib
 import errno
 import os
 import resource
-import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 
@@ -65,11 +65,10 @@ class Sshd:
             listen = interfaces.addresses(settings.sshdInterface)
         refuse_taken_port(port, listen)
         account = Account(job.uid, job.gid, job.groups, job.home)
-        masters = (
-            secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else [secret.user_secret(account)]
-        )
-        legacy = secret.legacy_key(account)
+        masters = secret.site_secrets(settings.sshSecretFile) if settings.sshSecretFile else []
+        own_secret, legacy = secret.of_user(account, not masters)
         own, everybody = hosts.names([name for name, _ in job.nodes], addresses(), listen)
+        masters = masters or [own_secret]
         further = [*(authorized.parse_keys(legacy, "~/.udiRoot/id_rsa.key.pub") if legacy else []), *job.authorized]
         files = trust.files(trust.Job(settings.system, job.uid, job.ident, job.restart), masters, own, further)
         server, warnings = config.server_config(
@@ -110,7 +109,7 @@ class Sshd:
                 self._wait_until_ready(sshd, f"{directory}/log/sshd")
             except SshError as error:
                 # Its user may have stopped it where it is in no UDI yet.
-                os.kill(sshd, signal.SIGKILL)
+                os.kill(sshd, _signal.SIGKILL)
                 os.waitpid(sshd, 0)
                 lines = _read(f"{directory}/log/sshd").decode("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
@@ -195,9 +194,9 @@ def refuse_taken_port(port: int, addresses: Sequence[str]) -> None:
     *addresses*: where it is wanted; none: at every address.
     """
     for address in addresses or ("0.0.0.0", "::"):  # noqa: S104 - as sshd does
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
+        with contextlib.suppress(OSError), contextlib.closing(_socket.socket(family, _socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address, port))
             except OSError as error:

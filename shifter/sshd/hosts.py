@@ -1,10 +1,10 @@
 """The names and addresses of a job's nodes, from the node's own name service, bounded in time."""
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import contextlib
 import os
 import select
-import signal
-import socket
 import time
 from collections.abc import Sequence
 
@@ -66,7 +66,7 @@ class Resolver:
     def __exit__(self, *_: object) -> None:
         os.close(self._read)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._child, signal.SIGKILL)
+            os.kill(self._child, _signal.SIGKILL)
         os.waitpid(self._child, 0)
 
     def addresses(self) -> dict[str, list[str]]:
@@ -88,6 +88,6 @@ def _ask(names: list[str], write: int) -> None:
     with open(write, "wb") as out:
         for name in names:
             with contextlib.suppress(OSError, UnicodeError):
-                found = sorted({entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)})
+                found = sorted({entry[4][0] for entry in _socket.getaddrinfo(name, None, type=_socket.SOCK_STREAM)})
                 out.write(f"{name} {' '.join(map(str, found))}\n".encode())
                 out.flush()

@@ -20,10 +20,10 @@ Everything of a user is read in a child process that has become the user for goo
 limit: a home on a dead server holds that child, which is killed and left, and not setupRoot.
 """
 
+import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import select
-import signal
 import stat
 import time
 from collections.abc import Callable
@@ -101,39 +101,42 @@ def _generations(data: bytes | None, path: str) -> list[bytes]:
     return secrets
 
 
-def user_secret(account: Account, time_limit: float = TIME_LIMIT) -> bytes:
-    """Return the 32 bytes of the user's ``~/.udiRoot/secret``, which is made if there is none.
+def of_user(account: Account, with_secret: bool, time_limit: float = TIME_LIMIT) -> tuple[bytes, bytes | None]:
+    """Return what a job needs of its user's ``~/.udiRoot``: the secret, and C Shifter's ``id_rsa.key.pub`` (None: there is none).
 
-    Raises SshError, when the home can't be had or does not answer, or something there is not as it must be.
+    *with_secret*: 32 bytes, which are made if there are none; else b"". Who may log in is said by the other file, so only its
+    owner may be able to write it. Raises SshError, when the home can't be had or does not answer, or something there is not
+    as it must be.
     """
-    try:
-        return _as_user(account, _find_or_make, f"{account.home}/{_DIRECTORY}/secret", time_limit)
-    except SshError as error:
-        raise SshError(f"{error}; or let the site set sshSecretFile") from None
+    directory = f"{account.home}/{_DIRECTORY}"
+    advice = "; or let the site set sshSecretFile" if with_secret else ""
 
-
-def legacy_key(account: Account, time_limit: float = TIME_LIMIT) -> bytes | None:
-    """Return the content of C Shifter's ``~/.udiRoot/id_rsa.key.pub``, or None if there is none.
-
-    Raises SshError as user_secret does; who may log in is said by this file, so only its owner may be able to write it.
-    """
-    path = f"{account.home}/{_DIRECTORY}/id_rsa.key.pub"
-
-    def work() -> bytes:
+    def work(account: Account) -> bytes:
+        found = b""
+        if with_secret:
+            try:
+                found = _find_or_make(account)
+            except ShifterError as error:
+                raise SshError(f"{error}{advice}") from None
+            except OSError as error:
+                raise SshError(f"{directory}/secret: {error.strerror}{advice}") from None
+        path = f"{directory}/id_rsa.key.pub"
         try:
-            directory = _open_directory(_home(account), make=False)
-            return b"+" + _checked(_open_at(directory, "id_rsa.key.pub", path), account.uid, path, 0o022, MAX_KEY_BYTES)
+            fd = _open_at(_open_directory(_home(account), make=False), "id_rsa.key.pub", path)
         except FileNotFoundError:
-            return b"-"
+            return found + b"-"
+        return found + b"+" + _checked(fd, account.uid, path, 0o022, MAX_KEY_BYTES)
 
-    data = _as_user(account, lambda _: work(), path, time_limit)
-    return data[1:] if data[:1] == b"+" else None
+    what = f"{directory}/{'secret' if with_secret else 'id_rsa.key.pub'}"
+    data = _as_user(account, work, what, time_limit, advice)
+    size = SECRET_BYTES if with_secret else 0
+    return data[:size], data[size + 1 :] if data[size : size + 1] == b"+" else None
 
 
 def key_file(account: Account, path: str, time_limit: float = TIME_LIMIT) -> bytes:
     """Return the content of the file *path* of public keys that the user named, read as the user.
 
-    Raises SshError as legacy_key does.
+    Raises SshError as of_user does.
     """
     if not path.startswith("/"):
         raise SshError(f"{path}: the path of a key file must be absolute")
@@ -265,7 +268,9 @@ def _read(fd: int, limit: int) -> bytes | None:
 # --- the child -------------------------------------------------------------------------------------------------------
 
 
-def _as_user(account: Account, work: Callable[[Account], bytes], what: str, time_limit: float) -> bytes:
+def _as_user(
+    account: Account, work: Callable[[Account], bytes], what: str, time_limit: float, advice: str = ""
+) -> bytes:
     """Return what *work* returns in a child process that has become the user. Raises SshError for all that it raises."""
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -278,10 +283,10 @@ def _as_user(account: Account, work: Callable[[Account], bytes], what: str, time
         os.close(read)
         _end(pid)
     if answer is None:
-        raise SshError(f"{what}: no answer within {time_limit:g} s, is its server down?")
+        raise SshError(f"{what}: no answer within {time_limit:g} s, is its server down?{advice}")
     size, kind, data = answer[:4], answer[4:5], answer[5:]
     if len(answer) < 5 or int.from_bytes(size, "big") != len(data):  # the user may end the child, at any point
-        raise SshError(f"{what}: the process that read it was killed")
+        raise SshError(f"{what}: the process that read it was killed{advice}")
     if kind == b"=":
         return data
     told = data.decode("utf-8", "replace")
@@ -299,11 +304,18 @@ def _child(account: Account, work: Callable[[Account], bytes], what: str, write:
         os.setsid()  # no signal of a terminal ends it half-way
         os.umask(0o077)
         os.chdir("/")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)  # handlers of setupRoot undo what setupRoot did
+        for number in (
+            _signal.SIGTERM,
+            _signal.SIGINT,
+            _signal.SIGPIPE,
+            _signal.SIGHUP,
+            _signal.SIGALRM,
+            _signal.SIGCHLD,
+        ):
+            _signal.signal(number, _signal.SIG_DFL)  # handlers of setupRoot undo what setupRoot did
         try:
             drop.become(account.uid, account.gid, account.groups)
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the drop, which clears it
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)  # after the drop, which clears it
             kind, data = b"=", work(account)
         except ShifterError as error:
             kind, data = b"!", str(error).encode("utf-8", "replace")
@@ -338,7 +350,7 @@ def _end(pid: int) -> None:
     """End the child *pid* and wait for it a moment: one that hangs in a dead file system ends when its server is back."""
     fd = os.pidfd_open(pid)  # a zombie at least: nobody else waits for it
     try:
-        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        _signal.pidfd_send_signal(fd, _signal.SIGKILL)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.poll(100)

@@ -12,11 +12,10 @@ trusts their CA, which nobody stores, so time limits would add nothing but login
 `files` gives everything that the builder writes below `/opt/udiImage/etc` but the configuration files.
 """
 
+import _hashlib
+import _socket
 import binascii
-import hmac
 import os
-import re
-import socket
 from collections.abc import Iterable, Sequence
 
 from shifter.sshd import SshError
@@ -33,7 +32,8 @@ MAX_NAMES = 65536
 _FOREVER = 2**64 - 1
 _SSH2_CERT_TYPE_HOST = 2
 _KIND = b"ssh-ed25519"
-_NAME = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}", re.ASCII)
+_MAX_NAME = 253
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 class Job:
@@ -62,8 +62,8 @@ def derive(master: bytes, job: Job, purpose: str) -> Key:
     # With its length before each word no two jobs have the same text: ("a", "bc") is not ("ab", "c").
     info = b"".join(map(string, (word.encode("utf-8", "surrogateescape") for word in words)))
     # HKDF-SHA256 (RFC 5869) of 32 bytes, which is one block.
-    extracted = hmac.digest(b"shifter ssh keys 1", master, "sha256")
-    return Key(hmac.digest(extracted, info + b"\x01", "sha256"))
+    extracted = _hashlib.hmac_digest(b"shifter ssh keys 1", master, "sha256")
+    return Key(_hashlib.hmac_digest(extracted, info + b"\x01", "sha256"))
 
 
 def node_names(names: Iterable[str]) -> list[str]:
@@ -74,7 +74,7 @@ def node_names(names: Iterable[str]) -> list[str]:
     """
     found: set[str] = set()
     for name in names:
-        if _NAME.fullmatch(name):
+        if 0 < len(name) <= _MAX_NAME and name[0] != "-" and _NAME.issuperset(name):
             found.add(name.lower())
         else:
             found.add(canonical_address(name))
@@ -85,9 +85,9 @@ def node_names(names: Iterable[str]) -> list[str]:
 
 def canonical_address(text: str) -> str:
     """Return the IPv4 or IPv6 address *text* as ssh spells it. Raises SshError."""
-    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    family = _socket.AF_INET6 if ":" in text else _socket.AF_INET
     try:
-        return socket.inet_ntop(family, socket.inet_pton(family, text))
+        return _socket.inet_ntop(family, _socket.inet_pton(family, text))
     except (OSError, ValueError):
         if "%" in text:
             raise SshError(f"{text[:260]!a}: an address with a scope means another node on each node") from None
@@ -127,7 +127,7 @@ def _certificate(job: Job, ca: Key, host: Key, names: list[str]) -> bytes:
             f"this node has {len(names)} names and addresses; a host certificate holds 1 to {MAX_PRINCIPALS}"
         )
     # Both are for the log: sshd and `ssh -v` print them. A job id that is no number leaves the serial 0, "none given".
-    number = int(job.job) if re.fullmatch(r"[0-9]{1,19}", job.job, re.ASCII) else 0
+    number = int(job.job) if job.job.isascii() and job.job.isdigit() and len(job.job) < 20 else 0
     ident = f"shifter job {job.job} restart {job.restart} uid {job.uid} node {names[0]}"
     kind = b"ssh-ed25519-cert-v01@openssh.com"
     body = b"".join(
@@ -137,7 +137,7 @@ def _certificate(job: Job, ca: Key, host: Key, names: list[str]) -> bytes:
             string(host.public),
             number.to_bytes(8, "big"),
             _SSH2_CERT_TYPE_HOST.to_bytes(4, "big"),
-            string(re.sub(r"[^ -~]", "?", ident)[:256].encode("ascii")),
+            string("".join(char if " " <= char <= "~" else "?" for char in ident)[:256].encode("ascii")),
             string(b"".join(string(name.encode("ascii")) for name in names)),
             (0).to_bytes(8, "big"),  # valid after
             _FOREVER.to_bytes(8, "big"),  # valid before

@@ -27,6 +27,10 @@ def show(function, *args):
         print(repr(function(*args)))
     except SshError as error:
         print("refused:", error)
+def user_secret(account, limit=20.0):
+    return secret.of_user(account, True, limit)[0]
+def legacy_key(account):
+    return secret.of_user(account, False)[1]
 def at_home(command):
     if os.fork() == 0:
         os.chdir("/home/alice")
@@ -51,7 +55,7 @@ def python(node: Node, code: str, *before: str) -> str:
 
 
 def user_secret(node: Node, account: str = ALICE) -> str:
-    return python(node, f"show(secret.user_secret, {account})").strip()
+    return python(node, f"show(user_secret, {account})").strip()
 
 
 def refused(said: str, *words: str) -> None:
@@ -82,7 +86,7 @@ def start(home, gate):
     if os.fork() == 0:
         os.read(gate, 1)
         try:
-            answer = secret.user_secret(Account(5001, 5001, (), home))
+            answer = user_secret(Account(5001, 5001, (), home))
         except BaseException as error:
             answer = str(error).encode()
         os.write(write, answer)
@@ -137,7 +141,7 @@ def test_traps_in_a_home_are_refused_in_one_line(node: Node) -> None:
     code = f"""
 for trap in {list(TRAPS)!r}:
     at_home("chmod -Rf u+rwx .udiRoot; rm -rf .udiRoot real; " + trap)
-    show(secret.user_secret, {ALICE})
+    show(user_secret, {ALICE})
 """
     said = python(node, code).splitlines()
     for line, words in zip(said, TRAPS.values(), strict=True):
@@ -181,7 +185,7 @@ def test_swapped_while_it_is_read(node: Node) -> None:
     node.mkdir("/home/loot", 0o755)
     node.write("/home/loot/secret", b"R" * 32, 0o444)
     swapper = node.popen(["/usr/bin/python3", "-c", SWAPPER], "alice", cwd="/home/alice")
-    said = python(node, f"for _ in range(100): show(secret.user_secret, {ALICE})").splitlines()
+    said = python(node, f"for _ in range(100): show(user_secret, {ALICE})").splitlines()
     assert swapper.poll() is None
     swapper.kill()
     swapper.wait()
@@ -195,7 +199,7 @@ def test_home_that_never_answers(node: Node) -> None:
     try:
         node.mkdir("/home/dead", 0o755)
         node.mount("alice", "/home/dead", "fuse", data=fuse.options(5001))
-        call = "show(secret.user_secret, Account(5001, 5001, (), '/home/dead'), 3.0)"
+        call = "show(user_secret, Account(5001, 5001, (), '/home/dead'), 3.0)"
         asking = node.popen(["/usr/bin/python3", "-I", "-B", "-c", START + call])
         child = _child_of(node, asking.pid)
         for name in ("mem", "environ", "maps"):
@@ -248,7 +252,7 @@ def test_root_that_can_not_drop_reads_nothing(node: Node) -> None:
     node.call(lambda: os.chmod("/home/alice/.udiRoot", 0o700))
     for missing in ("setuid", "setgid", "setpcap"):
         reduced = ("setpriv", f"--bounding-set=-{missing}", "--inh-caps=-all")
-        refused(python(node, f"show(secret.user_secret, {ALICE})", *reduced), "Operation not permitted")
+        refused(python(node, f"show(user_secret, {ALICE})", *reduced), "Operation not permitted")
 
 
 def test_groups_of_the_user_count_for_their_home(node: Node) -> None:
@@ -276,7 +280,7 @@ def test_legacy_key_and_key_files_of_the_user(node: Node) -> None:
     code = f"""
 for act in {list(KEYS)!r}:
     at_home("umask 022; " + act)
-    show(secret.legacy_key, {ALICE})
+    show(legacy_key, {ALICE})
     show(secret.key_file, {ALICE}, {KEY!r})
 show(secret.key_file, {ALICE}, "../root/x")
 show(secret.key_file, {ALICE}, "/proc/self/environ")
