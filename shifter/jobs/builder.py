@@ -9,7 +9,7 @@ from shifter import _build, fields
 from shifter.errors import BuildError
 from shifter.jobs.job import Job
 from shifter.linux import child, syscalls
-from shifter.udi.inventory import Home
+from shifter.udi.home import Home
 
 LOCK, ANSWER = 4, 3
 """Descriptors of the builder (shifter/builder.py)."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from shifter.errors import FormatError
 from shifter.linux import paths, syscalls
-from shifter.udi import inventory, pins
+from shifter.udi import pins
+from shifter.udi.home import mounted_devices
 
 PATIENCE = 10.0
 """Seconds until what is still alive (in an uninterruptible call, or another user's) is reported as left."""
@@ -47,7 +48,7 @@ def _holds(pid: str, roots: set[str], known: dict[str, bool]) -> bool:
     except OSError:
         return False  # it ended
     try:
-        known[name] = not _numbers(roots).isdisjoint(inventory.mounted_devices(namespace))
+        known[name] = not _numbers(roots).isdisjoint(mounted_devices(namespace))
     except PermissionError:
         known[name] = False  # of a container that this one may not look into, so nobody of ours could get there
     finally:

@@ -10,7 +10,8 @@ from shifter.jobs import builder, cgroup, state, teardown
 from shifter.jobs.job import Job
 from shifter.request import UNNAMED_JOB
 from shifter.sshd import SshError, daemon, hosts
-from shifter.udi import inventory, pins
+from shifter.udi import pins
+from shifter.udi.home import Home
 
 
 def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = lambda _: None) -> bool:
@@ -23,7 +24,7 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
     Raises ShifterError, OSError; then nothing of the job is left.
     """
     settings = config.load(_build.CONF)
-    with inventory.Home() as home:
+    with Home() as home:
         pins.prepare_base()
         with state.locked(job.ident) as directory:
             before = state.read(directory)
@@ -37,8 +38,9 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
             if left:
                 raise BuildError(f"{job.title}: left of an earlier set-up: {'; '.join(left)}")
             try:
-                with _builder(job, home) as udi:
-                    sshd = _prepare(job, settings, f"{directory}/{state.SETUP}", say)
+                names = [name for name, _ in job.nodes]
+                with hosts.Resolver(names) as resolver, _builder(job, home) as udi:
+                    sshd = _prepare(job, settings, f"{directory}/{state.SETUP}", resolver, say)
                     done("names and keys")
                     udi.build(job, settings.udiBuildTimeout)
                 done("UDI")
@@ -56,24 +58,25 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
     return True
 
 
-def _prepare(job: Job, settings: config.Config, directory: str, say: Callable[[str], None]) -> "daemon.Sshd | None":
+def _prepare(
+    job: Job, settings: config.Config, directory: str, resolver: hosts.Resolver, say: Callable[[str], None]
+) -> daemon.Sshd | None:
     """Write the files that the UDI is to get into *directory*; return the sshd that can be started in it, if there is one."""
     os.makedirs(directory, 0o700, exist_ok=True)
     pins.write_file(f"{directory}/hostsfile", job.hostsfile())
-    names = [name for name, _ in job.nodes]
     sshd = None
-    with hosts.Resolver(names) as resolver:
-        try:
-            if job.sshd:
-                sshd = daemon.Sshd.prepare(job, settings, directory, resolver.addresses, say)
-        except SshError as error:
-            say(f"no sshd: {error.chain()}")
-        pins.write_file(f"{directory}/hosts", hosts.etc_hosts(names, resolver.addresses()))
+    try:
+        if job.sshd:
+            sshd = daemon.Sshd.prepare(job, settings, directory, resolver.addresses, say)
+    except SshError as error:
+        say(f"no sshd: {error.chain()}")
+    names = [name for name, _ in job.nodes]
+    pins.write_file(f"{directory}/hosts", hosts.etc_hosts(names, resolver.addresses()))
     return sshd
 
 
 @contextlib.contextmanager
-def _builder(job: Job, home: "inventory.Home") -> Iterator[builder.Builder]:
+def _builder(job: Job, home: Home) -> Iterator[builder.Builder]:
     os.makedirs(f"{pins.UDIS}/{job.uid}", 0o700, exist_ok=True)
     lock = os.open(f"{pins.UDIS}/{job.uid}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:

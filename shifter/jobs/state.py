@@ -1,6 +1,6 @@
 """What the node knows of its jobs: /run/shifter/jobs/ID, with a lock, and what the job's set-up was made of.
 
-Everything here runs in the home mount namespace (inventory.Home).
+Everything here runs in the home mount namespace (udi/home.py: Home).
 """
 
 import contextlib
@@ -11,7 +11,8 @@ from shifter import fields
 from shifter.errors import AccessError, FormatError
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
-from shifter.udi import inventory, pins, records
+from shifter.udi import pins, records
+from shifter.udi.home import Home, entries
 
 SETUP = "setup"
 """The directory of a job with the files that its UDI is to get; it goes when the UDI is there."""
@@ -64,7 +65,7 @@ def cgroups(directory: str) -> set[str]:
 
 def log(ident: str) -> bytes:
     """Return what the sshd of a job said on this node; root only. Raises AccessError if there is none."""
-    with inventory.Home():
+    with Home():
         try:
             with open(f"{pins.JOBS}/{ident}/log/sshd", "rb") as file:
                 return file.read()
@@ -78,8 +79,8 @@ def udis(ident: str) -> list[records.Record]:
     Also of those that an earlier unsetupRoot began to take down.
     """
     found = []
-    for uid in inventory.entries(pins.UDIS):
-        for key in inventory.entries(f"{pins.UDIS}/{uid}"):
+    for uid in entries(pins.UDIS):
+        for key in entries(f"{pins.UDIS}/{uid}"):
             directory = f"{pins.UDIS}/{uid}/{key}"
             for name in ("record", records.ENDED) if key != "lock" else ():
                 record = records.read(directory, name)

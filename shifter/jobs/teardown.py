@@ -4,12 +4,13 @@ import contextlib
 import os
 
 from shifter.jobs import cgroup, processes, state
-from shifter.udi import inventory, pins, records
+from shifter.udi import pins, records
+from shifter.udi.home import Home, entries
 
 
 def take_down(ident: str) -> list[str]:
     """End and unpin everything of a job; return what is left, with who holds it. Idempotent. Raises OSError."""
-    with inventory.Home():
+    with Home():
         if not pins.base_ready():
             return _end_processes(ident, processes.roots_of_job(ident), set())
         with state.locked(ident) as directory:
@@ -39,7 +40,7 @@ def end(ident: str, directory: str) -> list[str]:
     for record in found:
         pins.remove_udi(record.directory)
     # A set-up that was killed: a directory without a record has nothing that anybody could have entered.
-    for uid in inventory.entries(pins.UDIS):
+    for uid in entries(pins.UDIS):
         debris = f"{pins.UDIS}/{uid}/{pins.JOB_UDI}{ident}"
         if os.path.lexists(debris):
             pins.remove_udi(debris)

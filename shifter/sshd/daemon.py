@@ -134,7 +134,7 @@ class Sshd:
                         return
                     if found:
                         raise SshError(f"on port {self.port} somebody else answers, with another host certificate")
-            time.sleep(0.002 if spent < SILENCE else 0.02)
+            time.sleep(0.001 if spent < SILENCE else 0.02)
         raise SshError(f"sshd did not answer within {TIME_LIMIT:.0f} s")
 
 

@@ -19,7 +19,8 @@ from shifter.errors import ShifterError, UsageError, describe
 from shifter.jobs import state, teardown
 from shifter.jobs.job import Job
 from shifter.linux import syscalls
-from shifter.udi import inventory, pins
+from shifter.udi import pins
+from shifter.udi.home import Home
 from shifter.wlm import slurm
 
 FAILED = "failed"
@@ -41,7 +42,7 @@ def in_namespace(path: str, ident: str) -> int:
     """
     ident = slurm.job_id({"SLURM_JOB_ID": ident})
     namespace = pins.open_namespace(path)
-    with inventory.Home():
+    with Home():
         known = _saved(ident)
     teardown.take_down(ident)
     return _attempt(known, namespace)
@@ -133,13 +134,13 @@ def _build_job(job: Job, wish: Mapping[str, str]) -> None:
 
 
 def _has_sshd(ident: str) -> bool:
-    with inventory.Home():
+    with Home():
         return os.path.exists(f"{pins.JOBS}/{ident}/sshd")
 
 
 def _keep(ident: str, name: str, data: bytes) -> None:
     """Write a file of the job's directory. Raises ShifterError, OSError."""
-    with inventory.Home():
+    with Home():
         pins.prepare_base()
         with state.locked(ident) as directory:
             pins.write_file(f"{directory}/{name}", data)
