@@ -2,7 +2,9 @@
 
 import functools
 import random
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,8 @@ def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Cal
         wait_for(functools.partial(lambda job: slurm.state(job) == "RUNNING", job))
     good = {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker", "SLURM_JOB_CPUS_PER_NODE": "1"}
     generator = random.Random(counts["hostile environments"])
-    refused, built = 0, [0, 0]
+    refused, built = [0, 0], [0, 0]
+    reasons: list[Counter[str]] = [Counter(), Counter()]
 
     def lie() -> str:
         if generator.random() < 0.8:
@@ -179,20 +182,22 @@ def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Cal
             built[which] += 1
         else:
             assert not listening, environment
-            refused += 1
+            refused[which] += 1
+            reasons[which].update(re.sub(r"[^A-Za-z:_-]+", " ", line)[:60] for line in done.stderr.splitlines()[-1:])
         done = node.run([EPILOG], env=environment, clean=True)
         assert "Traceback" not in done.stderr, (environment, done)
         if made():  # it was about another job
             assert node.run([EPILOG], env=true, clean=True).returncode == 0
         assert made() == [], (number, environment)
-    for node, job in zip(
-        slurm.nodes[:2], running, strict=True
-    ):  # and no lie has left a node that sets up nothing any more
+    # And no lie has left a node that sets up nothing any more.
+    for node, job in zip(slurm.nodes[:2], running, strict=True):
         true = dict(zip(CHECKED, (job, "5001", node.name), strict=True))
         done = node.run([PROLOG], env=true | good, clean=True)
         assert udis(node) == [f"job.{job}"], done
         assert node.run([EPILOG], env=true, clean=True).returncode == 0
     for node in slurm.nodes[:2]:
         assert not node.exists("/run/evil") and node.run("ls /run/shifter/jobs").stdout == ""
-    finding(f"{refused} hostile environments without a UDI, {built[0]} with alice's own, {built[1]} on her own node")
+    for which, where in enumerate(("the shared node", "her own node")):
+        most = "; ".join(f"{number} {reason.strip()}" for reason, number in reasons[which].most_common(5))
+        finding(f"{where}: {refused[which]} without a UDI ({most}), {built[which]} with alice's own")
     slurm.run("scancel", *running, check=True)
