@@ -116,7 +116,7 @@ def number(below: int) -> "Callable[[str], int]":
     """Return what makes an argument a number from 0 to *below*, without that; it raises ValueError."""
 
     def convert(value: str) -> int:
-        if not (value.isascii() and value.isdigit() and int(value[:20]) < below):
+        if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) < below):
             raise ValueError(f"it must be a number from 0 to {below - 1}")
         return int(value)
 

@@ -1,6 +1,5 @@
 """Having the UDI of a job built: the same builder, with the same request, as the door has it started for a user."""
 
-import _signal  # type: ignore[import-not-found]
 import os
 import select
 import time
@@ -68,20 +67,30 @@ class Builder:
             if fd >= 0:
                 os.close(fd)
         if self._pid:
-            os.kill(self._pid, _signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            child.end(self._pid)
 
     def build(self, job: Job, timeout: float) -> None:
         """Have the UDI built. Raises BuildError with the builder's own line."""
+        self._take_lock(timeout)
         if time.monotonic() > self._began + PATIENCE:
             self.__exit__()
             self._start()
-        syscalls.flock(self._lock, syscalls.LOCK_EX, "lock")
         os.write(self._request, request(job, syscalls.mount_namespace_id(self._home.back)))
         os.close(self._request)
         self._request = -1
         _wait(self._answer, self._log, timeout)
         self._pid = 0
+
+    def _take_lock(self, timeout: float) -> None:
+        """Take the user's lock, which their own launches hold at times, and whoever stops one as long as they like."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return syscalls.flock(self._lock, syscalls.LOCK_EX | syscalls.LOCK_NB, "lock")
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BuildError(f"another launch of this user has been under way for {timeout:g} s") from None
+                time.sleep(0.01)
 
 
 def _wait(answer: int, log: int, timeout: float) -> None:

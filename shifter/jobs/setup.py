@@ -37,6 +37,8 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
             left = teardown.end(job.ident, directory)
             if left:
                 raise BuildError(f"{job.title}: left of an earlier set-up: {'; '.join(left)}")
+            for name in ("sshd", "log"):
+                pins.remove(f"{directory}/{name}")
             try:
                 names = [name for name, _ in job.nodes]
                 with hosts.Resolver(names) as resolver, _builder(job, home) as udi:
@@ -53,7 +55,7 @@ def set_up(job: Job, say: Callable[[str], None], done: Callable[[str], None] = l
                 state.write(directory, job)
             except BaseException:
                 if not teardown.end(job.ident, directory):
-                    pins.remove(directory)
+                    teardown.forget(directory)
                 raise
     return True
 

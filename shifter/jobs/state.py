@@ -17,6 +17,9 @@ from shifter.udi.home import Home, entries
 SETUP = "setup"
 """The directory of a job with the files that its UDI is to get; it goes when the UDI is there."""
 
+LOG_BYTES = 256 << 10
+"""Size of the file system that only holds the log of the sshd: who connects in a loop fills that, and nothing else."""
+
 
 @contextlib.contextmanager
 def locked(ident: str) -> Iterator[str]:
@@ -24,7 +27,10 @@ def locked(ident: str) -> Iterator[str]:
     directory = f"{pins.JOBS}/{ident}"
     while True:
         os.makedirs(directory, 0o700, exist_ok=True)
-        lock = os.open(f"{directory}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(f"{directory}/lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # whoever takes the job down was between the two
         syscalls.flock(lock, syscalls.LOCK_EX, "lock")
         if pins.is_same_file(lock, f"{directory}/lock"):
             break
@@ -68,7 +74,7 @@ def log(ident: str) -> bytes:
     with Home():
         try:
             with open(f"{pins.JOBS}/{ident}/log/sshd", "rb") as file:
-                return file.read()
+                return file.read(LOG_BYTES)
         except OSError:
             raise AccessError(f"job {ident}: it has no sshd on this node") from None
 
@@ -82,7 +88,7 @@ def udis(ident: str) -> list[records.Record]:
     for uid in entries(pins.UDIS):
         for key in entries(f"{pins.UDIS}/{uid}"):
             directory = f"{pins.UDIS}/{uid}/{key}"
-            for name in ("record", records.ENDED) if key != "lock" else ():
+            for name in ("record", pins.ENDED) if key != "lock" else ():
                 record = records.read(directory, name)
                 if record is not None and record.get("job") == ident:
                     found.append(record)

@@ -1,6 +1,7 @@
 """Taking a job down: what unsetupRoot does. Nothing of what only a set-up needs is loaded for it."""
 
 import contextlib
+import errno
 import os
 
 from shifter.jobs import cgroup, processes, state
@@ -16,7 +17,7 @@ def take_down(ident: str) -> list[str]:
         with state.locked(ident) as directory:
             left = end(ident, directory)
             if not left:
-                pins.remove(directory)
+                forget(directory)
     return left
 
 
@@ -25,12 +26,14 @@ def end(ident: str, directory: str) -> list[str]:
 
     Pins and records stay until then: the next unsetupRoot finds what is left, also if this one is killed on the way.
     """
+    # First: a builder that outlived its setupRoot takes its UDI back when it finds this gone (udi/build.py: _publish).
+    pins.remove(f"{directory}/{state.SETUP}")
     found = state.udis(ident)
     left: list[str] = []
     pins.remove(f"{directory}/state")
     for record in found:
         with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{record.directory}/record", f"{record.directory}/{records.ENDED}")
+            os.rename(f"{record.directory}/record", f"{record.directory}/{pins.ENDED}")
     roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
     left += _end_processes(ident, roots, state.cgroups(directory))
     for record in found:
@@ -44,8 +47,16 @@ def end(ident: str, directory: str) -> list[str]:
         debris = f"{pins.UDIS}/{uid}/{pins.JOB_UDI}{ident}"
         if os.path.lexists(debris):
             pins.remove_udi(debris)
-    pins.remove(f"{directory}/{state.SETUP}")
     return left
+
+
+def forget(directory: str) -> None:
+    """Remove the directory of a job of which nothing is left, with its lock."""
+    try:
+        pins.remove(directory)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # somebody has come for the same job, and made the lock anew
+            raise
 
 
 def _end_processes(ident: str, roots: dict[str, int], cgroups: set[str]) -> list[str]:

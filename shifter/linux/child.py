@@ -2,6 +2,7 @@
 
 import _signal  # type: ignore[import-not-found]
 import os
+import select
 from collections.abc import Callable, Mapping
 
 from shifter.linux import drop
@@ -37,3 +38,16 @@ def spawn(
         os.write(2, f"{error}\n".encode("utf-8", "replace"))
     finally:
         os._exit(127)
+
+
+def end(pid: int) -> None:
+    """End the child *pid* and wait for it a moment: one that hangs in a dead file system ends when its server is back."""
+    fd = os.pidfd_open(pid)  # a zombie at least: nobody else waits for it
+    try:
+        _signal.pidfd_send_signal(fd, _signal.SIGKILL)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(100)
+        os.waitpid(pid, os.WNOHANG)
+    finally:
+        os.close(fd)

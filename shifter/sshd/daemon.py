@@ -1,6 +1,5 @@
 """Starting the sshd of a UDI as its user, and waiting until it answers with the host certificate of this job."""
 
-import _signal  # type: ignore[import-not-found]
 import _socket
 import binascii
 import contextlib
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from shifter import _build, limits
 from shifter.config import Config
 from shifter.errors import describe
-from shifter.jobs import cgroup
+from shifter.jobs import cgroup, state
 from shifter.jobs.job import Job
 from shifter.linux import child, drop, syscalls
 from shifter.sshd import SshError, authorized, config, handshake, hosts, secret, trust
@@ -26,8 +25,6 @@ TIME_LIMIT = 20.0
 """Seconds until an sshd that does not answer is given up; on a busy node it takes some tens of milliseconds."""
 SILENCE = 0.2
 """Seconds until an sshd that does not say that it listens is asked."""
-LOG_SIZE = "256k"
-"""Size of the file system that only holds the log: who connects in a loop fills that, and nothing that others need."""
 
 
 class Sshd:
@@ -109,8 +106,7 @@ class Sshd:
                 self._wait_until_ready(sshd, f"{directory}/log/sshd")
             except SshError as error:
                 # Its user may have stopped it where it is in no UDI yet.
-                os.kill(sshd, _signal.SIGKILL)
-                os.waitpid(sshd, 0)
+                child.end(sshd)
                 lines = _read(f"{directory}/log/sshd").decode("utf-8", "replace").splitlines()
                 raise SshError(f"{error}{': ' + lines[-1] if lines else ''}") from None
             started = _read(f"/proc/{sshd}/stat").decode("utf-8", "replace").rpartition(")")[2].split()[19]
@@ -146,8 +142,8 @@ def job_port(ident: str, ports: tuple[int, int]) -> int:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    with open(path, "rb") as file:  # of the log, which is the user's, its user says how long it is
+        return file.read(state.LOG_BYTES)
 
 
 def _template(path: str) -> bytes:
@@ -173,7 +169,7 @@ def _open_log(directory: str, owner: int) -> int:
     """Return the log, in a small file system of its own. It is *owner*'s to read, by `shifterctl logs`."""
     os.makedirs(directory, 0o700, exist_ok=True)
     mount = syscalls.new_mount(
-        "tmpfs", {"source": "shifter", "size": LOG_SIZE, "mode": "700"}, syscalls.MOUNT_ATTR_NOSUID
+        "tmpfs", {"source": "shifter", "size": str(state.LOG_BYTES), "mode": "700"}, syscalls.MOUNT_ATTR_NOSUID
     )
     target = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.move_mount(mount, target, directory)

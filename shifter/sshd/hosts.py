@@ -8,6 +8,8 @@ import select
 import time
 from collections.abc import Sequence
 
+from shifter.linux import child, drop, syscalls
+
 TIME_LIMIT = 10.0
 """Seconds that the name service may take; then only names are known, which is what ssh is called with."""
 
@@ -54,7 +56,6 @@ class Resolver:
         self._child = os.fork()
         if self._child == 0:
             try:
-                os.close(self._read)
                 _ask(wanted, write)
             finally:
                 os._exit(0)
@@ -65,9 +66,7 @@ class Resolver:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._read)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._child, _signal.SIGKILL)
-        os.waitpid(self._child, 0)
+        child.end(self._child)
 
     def addresses(self) -> dict[str, list[str]]:
         """Return the addresses by name, as far as the name service answered in time."""
@@ -85,9 +84,17 @@ class Resolver:
 
 def _ask(names: list[str], write: int) -> None:
     """Write a line for each name that is known: the name and its addresses."""
+    # A name service that is dead must hold no lock of ours, nor the prolog's output.
+    (write,) = drop.keep_only(write)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)
     with open(write, "wb") as out:
         for name in names:
-            with contextlib.suppress(OSError, UnicodeError):
-                found = sorted({entry[4][0] for entry in _socket.getaddrinfo(name, None, type=_socket.SOCK_STREAM)})
+            with contextlib.suppress(OSError):  # names as bytes: for text, Python loads what it knows of IDNA
+                found = sorted(
+                    {entry[4][0] for entry in _socket.getaddrinfo(name.encode(), None, type=_socket.SOCK_STREAM)}
+                )
                 out.write(f"{name} {' '.join(map(str, found))}\n".encode())
                 out.flush()

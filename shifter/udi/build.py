@@ -332,11 +332,16 @@ class Builder:
         record = fields.encode(content)
         key = pins.JOB_UDI + self.request.job if self.request.setup else self.request.key(self.image_name)
         directory = f"{pins.UDIS}/{self.request.uid}/{key}"
+        if pins.exists(f"{directory}/{pins.ENDED}"):
+            raise BuildError("unsetupRoot is taking this job down")
         pins.remove_udi(directory)
         posix.mkdir(directory, 0o700)
         try:
             pins.pin(namespace, f"{directory}/ns")
             pins.write_file(f"{directory}/record", record)
+            # Whoever took the job down before the record was there could not see it; later, it is found by that.
+            if self.request.setup and not pins.exists(f"{pins.JOBS}/{self.request.job}/setup"):
+                raise BuildError("setupRoot was ended meanwhile")
         except BaseException:
             pins.remove_udi(directory)
             raise

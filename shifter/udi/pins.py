@@ -22,6 +22,9 @@ JOBS = RUN + "/jobs"
 JOB_UDI = "job."
 """How the directory of a job's own UDI begins, before the id; other UDIs have 16 hex digits."""
 
+ENDED = "ended"
+"""What unsetupRoot renames a record to: no door comes in any more, and what is being taken down stays known until it is."""
+
 _SOURCE = "shifter"
 """What mount tables show as the source of our tmpfs."""
 
@@ -234,6 +237,15 @@ def is_same_file(fd: int, path: str) -> bool:
         return False
 
 
+def exists(path: str) -> bool:
+    """True if there is something of that name. For root's own files below /run/shifter."""
+    try:
+        posix.stat(path, follow_symlinks=False)
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def remove_udi(directory: str) -> None:
     """Take down one UDI directory: record first (nobody new comes in), then pin, then what is left. Idempotent.
 
@@ -270,6 +282,7 @@ def keep_newest(directory: str, count: int) -> None:
     Here, and not left to the reaper: it never gets the lock of a user who starts one build after the other.
     """
     keys = [name for name in posix.listdir(directory) if name != "lock" and not name.startswith(JOB_UDI)]
+    keys = [key for key in keys if not exists(f"{directory}/{key}/{ENDED}")]  # those are unsetupRoot's
     if len(keys) <= count:
         return
     ages = []

@@ -85,7 +85,7 @@ class Reaper:
                 if key == "lock":
                     continue
                 record = records.read(f"{directory}/{key}")
-                if record is None and not self.all and records.read(f"{directory}/{key}", records.ENDED):
+                if record is None and not self.all and records.read(f"{directory}/{key}", pins.ENDED):
                     continue  # unsetupRoot's, which may have to look again for what is left in it
                 why = self._expired(record)
                 if record is None or why:

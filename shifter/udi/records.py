@@ -69,10 +69,6 @@ class Record:
         return [value for name, value in self.values if name == key]
 
 
-ENDED = "ended"
-"""What unsetupRoot renames a record to: no door comes in any more, and what is being taken down stays known until it is."""
-
-
 def read(directory: str, name: str = "record") -> "Record | None":
     """Return the record of a UDI directory; None when there is none, or nothing that this build can read."""
     try:

@@ -75,6 +75,8 @@ def _attempt(known: Mapping[str, str], namespace: int | None) -> int:
         return 0
     except (ShifterError, OSError) as error:
         reason = _line(error)
+    except Exception as error:  # the job's failure, as all others: a node is drained for what nobody foresaw, too
+        reason = text.escape(f"internal error: {type(error).__name__}: {error}")
     _say(f"job {ident or '?'}: {reason}")
     if policy == "drain" or not ident:
         return 1
@@ -106,11 +108,12 @@ def _set_up(ident: str, known: Mapping[str, str], namespace: int | None, policy:
     """Set up the job; with --sshd=yes it fails if there is no sshd. Raises ShifterError, OSError; then nothing is left."""
     job, wish = slurm.job(known, config.load(_build.CONF))
     try:
+        lines = [("env", f"{name}={value}") for name, value in known.items()]
+        _keep(ident, SAVED, fields.encode([*lines, ("end", SAVED)]))
+        with Home():
+            pins.remove(f"{pins.JOBS}/{ident}/{FAILED}")
         if namespace is not None:
             syscalls.setns(namespace)
-        else:
-            lines = [("env", f"{name}={value}") for name, value in known.items()]
-            _keep(ident, SAVED, fields.encode([*lines, ("end", SAVED)]))
         _build_job(job, wish)
     except (ShifterError, OSError) as error:
         if policy == "job":

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from shifter.errors import UsageError
 from shifter.jobs.job import parse_nodes
 from tests.images import Tree
-from tests.node import PREFIX, Node
+from tests.node import PREFIX, Node, wait_for
 
 SETUP, UNSETUP, DOOR = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot", f"{PREFIX}/bin/shifter"
 PORT = 1204
@@ -377,3 +378,71 @@ def test_kernel_refuses_a_look_into_a_users_namespace(tiny_node: Node, when: int
     assert nested.wait(10) == -9
     nothing_left(tiny_node)
     tiny_node.run("rm /tmp/busybox", check=True)
+
+
+def test_builder_that_outlives_setuproot_publishes_nothing(tiny_node: Node) -> None:
+    """It is slow, setupRoot is killed, the epilog says that nothing is left: the job gets no UDI after its end."""
+    assert tiny_node.shifter("--image=tiny:1", "true").returncode == 0
+    slow = ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", "inject=move_mount:delay_enter=3000000:when=1"]
+    started = tiny_node.popen([*slow, SETUP, "-u", "alice", "--job", "5", "--no-sshd", "docker", "tiny:1"])
+
+    def running(program: str) -> list[int]:
+        return [one.pid for one in tiny_node.processes() if program in one.cmdline and "strace" not in one.cmdline]
+
+    wait_for(lambda: running("builder.pyc"))
+    time.sleep(1)  # until it is in its first move_mount(2), after it has read what setupRoot wrote for it
+    for pid in running(SETUP):
+        os.kill(pid, signal.SIGKILL)
+    unsetup(tiny_node)
+    started.communicate(timeout=30)
+    assert not tiny_node.run("ls /run/shifter/udi/5001 | grep job").stdout
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
+
+
+def test_lock_that_the_user_keeps_does_not_keep_the_prolog(tiny_node: Node) -> None:
+    """As a launch does that its user stops: setupRoot waits no longer than for a build, and says why."""
+    assert tiny_node.shifter("--image=tiny:1", "true").returncode == 0
+    tiny_node.conf(udiBuildTimeout=2)
+    held = tiny_node.popen("exec 7< /run/shifter/udi/5001/lock; flock 7; echo held; exec sleep 1000")
+    assert held.stdout is not None and held.stdout.readline() == "held\n"
+    done = setup(tiny_node, "--job", "5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "setupRoot: another launch of this user has been under way for 2 s\n"
+    held.kill()
+    held.communicate()
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
+
+
+def test_log_that_its_user_makes_long(tiny_node: Node) -> None:
+    """The log is the user's file: root reads no more of it than was meant to be there."""
+    assert setup(tiny_node, "--job", "5", "-N", "node1/1").returncode == 0
+    pid = tiny_node.run("pgrep -o sshd", check=True).stdout.strip()
+    tiny_node.run(f"chmod u+w /proc/{pid}/fd/2 && truncate -s 1P /proc/{pid}/fd/2", "alice")
+    tiny_node.run("truncate -s 1P /run/shifter/jobs/5/log/sshd", check=True)  # if the kernel did not let her
+    done = tiny_node.shifterctl("logs", "--job", "5")
+    assert done.returncode == 0 and len(done.stdout) <= 4 << 18  # a NUL is printed as four characters
+    unsetup(tiny_node)
+
+
+def test_launches_of_the_user_do_not_hide_what_is_left(tiny_node: Node) -> None:
+    """What unsetupRoot could not take down, the next one finds, whatever the user has built meanwhile."""
+    tiny_node.conf(udiMaxPerUser=1)
+    assert setup(tiny_node, "--job", "5", "--no-sshd").returncode == 0
+    other = ("--image=tiny:1", "--volume=/tmp:/mnt")
+    assert tiny_node.shifter(*other, "true", env={"SHIFTER_JOB_ID": "5"}).returncode == 0
+    key = tiny_node.run("ls /run/shifter/udi/5001 | grep -v 'job\\|lock'", check=True).stdout.strip()
+    held = tiny_node.popen(f"exec 7< /run/shifter/udi/5001/{key}/ns; echo ready; exec sleep 1000")
+    assert held.stdout is not None and held.stdout.readline() == "ready\n"
+    for number in range(3):
+        done = tiny_node.run([UNSETUP, "--job", "5"])
+        assert done.returncode == 1 and "of root (it holds the namespace as descriptor 7)" in done.stderr, number
+        volume = f"--volume=/tmp:/mnt/{number}"
+        assert tiny_node.shifter("--image=tiny:1", volume, "true").returncode == 0
+        tiny_node.shifter(*other, "true", env={"SHIFTER_JOB_ID": "5"})
+    held.kill()
+    held.communicate()
+    unsetup(tiny_node)
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
