@@ -116,11 +116,13 @@ def prepare_base() -> None:
     """
     lock = _lock_base()
     try:
-        if base_ready():
-            return
-        if discard_base():
+        # What is unmounted is what is locked: whoever waits for the directory below it may mount a new base at once.
+        while not base_ready() and _is_our_mount():
+            syscalls.unmount(RUN)
             posix.close(lock)
             lock = _lock_base()
+        if base_ready():
+            return
         posix.fchmod(lock, 0o711)
         tmpfs = syscalls.new_mount(
             "tmpfs",
@@ -144,11 +146,17 @@ def prepare_base() -> None:
 
 
 def discard_base() -> bool:
-    """Detach our tmpfs, with all pins on it, from /run/shifter, as often as it is there; True if it was."""
+    """Detach our tmpfs, with all pins on it, from /run/shifter, as often as an incomplete one is there; True if it was."""
     found = False
-    while _is_our_mount():
-        syscalls.unmount(RUN)
-        found = True
+    while not base_ready() and _is_our_mount():
+        lock = _lock_base()
+        try:
+            if base_ready() or not _is_our_mount():
+                break
+            syscalls.unmount(RUN)
+            found = True
+        finally:
+            posix.close(lock)
     return found
 
 
@@ -242,7 +250,7 @@ def exists(path: str) -> bool:
     try:
         posix.stat(path, follow_symlinks=False)
         return True
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
