@@ -12,22 +12,23 @@ from shifter.errors import UsageError
 
 
 class Option:
-    """One option. *names*: as they are typed, the last one long; *metavar*: of its argument, "" if it has none."""
+    """One option. *names*: as they are typed, the last one long; *metavar*: of its argument, "" if it has none.
 
-    def __init__(
-        self, *names: str, metavar: str = "", about: str = "", convert: "Callable[[str], object]" = str
-    ) -> None:
+    *check*: raises ValueError for an argument that can't be.
+    """
+
+    def __init__(self, *names: str, metavar: str = "", about: str = "", check: "Callable[[str], object]" = str) -> None:
         self.names = names
         self.metavar = metavar
         self.about = about
-        self.convert = convert
+        self.check = check
 
 
 class Arguments:
     """What was asked for: *given*, options by their long names with their arguments, and *words*; both in their order."""
 
     def __init__(self) -> None:
-        self.given: list[tuple[str, object]] = []
+        self.given: list[tuple[str, str]] = []
         self.words: list[str] = []
 
     def last(self, *names: str) -> str | None:
@@ -36,7 +37,7 @@ class Arguments:
 
     def all(self, name: str) -> list[str]:
         """Return all arguments of an option."""
-        return [str(value) for given, value in self.given if given == name]
+        return [value for given, value in self.given if given == name]
 
     def text(self, name: str) -> str | None:
         """Return the last argument of an option, None if there is none."""
@@ -93,9 +94,10 @@ class Parser:
                     raise UsageError(f"{name} needs an argument: {option.metavar}")
                 value = rest.pop(0)
             try:
-                found.given.append((option.names[-1], option.convert(value)))
+                option.check(value)
             except ValueError as error:
                 raise UsageError(f"{name} {text.escape(value[:80])}: {error}") from None
+            found.given.append((option.names[-1], value))
         if found.last("--help"):
             text.write(self.help())
         elif found.last("--version"):
@@ -112,12 +114,11 @@ class Parser:
         return "\n".join([usage, "", f"  {self.about}", "", "Options:", *lines, ""])
 
 
-def number(below: int) -> "Callable[[str], int]":
-    """Return what makes an argument a number from 0 to *below*, without that; it raises ValueError."""
+def number(below: int) -> "Callable[[str], None]":
+    """Return the check of an argument that must be a number from 0 to *below*, without that."""
 
-    def convert(value: str) -> int:
+    def check(value: str) -> None:
         if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) < below):
             raise ValueError(f"it must be a number from 0 to {below - 1}")
-        return int(value)
 
-    return convert
+    return check

@@ -20,16 +20,14 @@ PARSER = Parser(
     "  Exit status 0: all is there. The same call again changes nothing.",
     [
         Option("-u", "--user", metavar="NAME", about="The job's user."),
-        Option("-U", "--uid", metavar="UID", about="The user's id; must fit the name.", convert=number(2**32 - 1)),
-        Option(
-            "-G", "--gid", metavar="GID", about="Group of the job (default: the user's).", convert=number(2**32 - 1)
-        ),
+        Option("-U", "--uid", metavar="UID", about="The user's id; must fit the name.", check=number(2**32 - 1)),
+        Option("-G", "--gid", metavar="GID", about="Group of the job (default: the user's).", check=number(2**32 - 1)),
         Option("-v", "--volume", metavar="FROM:TO[:ro][;...]", about="As shifter --volume."),
         Option("-m", "--module", metavar="NAME[,NAME...]", about="As shifter --module."),
         Option("-N", "--node-spec", metavar="HOST/TASKS...", about="The job's nodes, for /var/hostsfile."),
         Option("--nodes", metavar="FILE", about="The same from a file, - for standard input: one HOST[/TASKS] a line."),
         Option("--job", metavar="ID", about="The job's id; without it, the one unnamed slot."),
-        Option("--restart", metavar="NUMBER", about="How often the job was restarted.", convert=number(2**31)),
+        Option("--restart", metavar="NUMBER", about="How often the job was restarted.", check=number(2**31)),
         Option("--sshd", about="An sshd runs in the UDI (default)."),
         Option("--no-sshd", about="None does."),
         Option("-s", "--key", metavar="KEY", about="A further public key that may log in."),

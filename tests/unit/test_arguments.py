@@ -15,7 +15,7 @@ PARSER = Parser(
     "Does something.",
     [
         Option("-u", "--user", metavar="NAME", about="Who."),
-        Option("--number", metavar="NUMBER", convert=number(100)),
+        Option("--number", metavar="NUMBER", check=number(100)),
         Option("-v", "--verbose"),
         Option("-q", "--quiet"),
     ],
