@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """What Shifter adds to a job of Slurm: its beginning, its end, the prolog, memory. See README.md for the rows."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,9 +14,10 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from benchmarks.nodes import main, setup_steps
 from tests.cluster.slurm import Slurm
 from tests.debian import debian
-from tests.node import CLONE_NEWNS, MS_PRIVATE, MS_REC, PREFIX, Node, cluster, mount, unshare, wait_for
+from tests.node import PREFIX, Node, cluster, wait_for
 from tests.node.watch import mountinfo
 
 USER, IMAGE = "alice", "debian:12"
@@ -180,14 +180,7 @@ def report(result: dict[str, Any]) -> str:
     ]
     lines += ["", f"## By hand on one node, medians of {len(hands)}", "", "| | ms |", "|---|---|"]
     lines += [f"| {name} | {median(one['spent'][name] for one in hands):.1f} |" for name in hands[0]["spent"]]
-    lines += ["", "Where setupRoot's time goes:", "", "| step | ms |", "|---|---|"]
-    before = 0.0
-    for step in hands[0]["steps"]:
-        at = median(one["steps"][step] for one in hands)
-        lines.append(f"| {step} | {at - before:.1f} |")
-        before = at
-    rest = median(one["spent"]["setupRoot"] for one in hands) - before
-    lines.append(f"| start of Python, its modules, and the end | {rest:.1f} |")
+    lines += setup_steps([one["steps"] for one in hands], median(one["spent"]["setupRoot"] for one in hands))
     lines += ["", f"## Resident on a node while a job is up, KiB, medians of {len(memory['bare'])}", ""]
     kinds = list(memory["bare"][0])
     lines += [f"| row | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
@@ -197,20 +190,5 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Run the benchmark and write slurm.json and slurm.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", "--number", type=int, default=20, help="rounds (default: %(default)s)")
-    parser.add_argument("--cycles", type=int, default=20, help="prologs and setupRoots by hand (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="where the results are written")
-    options = parser.parse_args()
-    unshare(CLONE_NEWNS)  # what the nodes share is mounted here first, and not to be seen by the host
-    mount("", "/", flags=MS_REC | MS_PRIVATE)
-    versions = common.versions(PACKAGES)
-    result = measure(options.number, options.cycles) | {"versions": versions}
-    common.write(options.results, "slurm", result, report(result))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("slurm", __doc__, 20, PACKAGES, measure, report))

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """How long a login from container to container takes, beside Debian's OpenSSH and dropbear. See README.md for the rows."""
 
-import argparse
 import json
 import os
 import random
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from benchmarks.nodes import main, setup_steps
 from tests.debian import debian
-from tests.node import CLONE_NEWNS, MS_PRIVATE, MS_REC, PREFIX, Cluster, Node, cluster, mount, unshare
+from tests.node import PREFIX, Cluster, Node, cluster
 
 USER = "alice"
 SETUP, UNSETUP, SHIFTER = f"{PREFIX}/sbin/setupRoot", f"{PREFIX}/sbin/unsetupRoot", f"{PREFIX}/bin/shifter"
@@ -180,31 +180,9 @@ def report(result: dict[str, Any]) -> str:
     lines += [f"| {name} | {median(one[name] for one in cycles):.1f} |" for name in cycles[0] if name != "steps"]
     over = median(one["setupRoot and a login"] - one["first launch"] for one in cycles)
     lines += [f"| setupRoot and a login, more than the first launch (budget 120) | {over:.1f} |"]
-    lines += ["", "Where setupRoot's time goes:", "", "| step | ms |", "|---|---|"]
-    before = 0.0
-    for step in cycles[0]["steps"]:
-        at = median(one["steps"][step] for one in cycles)
-        lines.append(f"| {step} | {at - before:.1f} |")
-        before = at
-    rest = median(one["setupRoot"] for one in cycles) - before
-    lines.append(f"| start of Python, its modules, and the end | {rest:.1f} |")
+    lines += setup_steps([one["steps"] for one in cycles], median(one["setupRoot"] for one in cycles))
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Run the benchmark and write ssh.json and ssh.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", "--number", type=int, default=40, help="rounds (default: %(default)s)")
-    parser.add_argument("--cycles", type=int, default=20, help="jobs from beginning to end (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="where the results are written")
-    options = parser.parse_args()
-    unshare(CLONE_NEWNS)  # what the nodes share is mounted here first, and not to be seen by the host
-    mount("", "/", flags=MS_REC | MS_PRIVATE)
-    versions = common.versions(PACKAGES)
-    result = measure(options.number, options.cycles) | {"versions": versions}
-    common.write(options.results, "ssh", result, report(result))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("ssh", __doc__, 40, PACKAGES, measure, report))
