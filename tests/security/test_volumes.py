@@ -2,7 +2,7 @@
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -42,25 +42,38 @@ def swapping(node: Node, one: str, other: str, user: str = "alice") -> Iterator[
         process.communicate()
 
 
+def attempts(count: int, built: Collection[object]) -> Iterator[int]:
+    """At least *count* numbers, and as many more as it takes until one was *built*: a test of refusals only shows little.
+
+    How often one is, is chance; of twenty times as many some are, unless something is wrong.
+    """
+    for number in range(20 * count):
+        if number >= count and built:
+            return
+        yield number
+    assert built, "no build got through"
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("to", [*SECRETS, "/root", "/proc/1/root/root/vault", "/proc/self/fd", "/run/shifter"])
 def test_source_that_is_swapped_for_a_link(vault: Node, counts: dict[str, int], to: str) -> None:
     """Whatever it is at the moment, it is opened with the user's rights: all that appears inside is the user's own."""
     vault.write("/home/alice/data/file", "own\n", owner="alice")
     vault.run("chown alice data; ln -s $1 link".replace("$1", to), "alice", cwd="/home/alice", check=True)
-    seen = set()
+    built: list[int] = []
     with swapping(vault, "/home/alice/data", "/home/alice/link"):
-        for number in range(counts["builds while a path is swapped"]):
+        for number in attempts(counts["builds while a path is swapped"], built):
             volume = f"--volume=/home/alice/data:/data/{number}"
             done = vault.shifter(
                 "--image=tiny:1", volume, "sh", "-c", f"cat /data/{number}/*; cd /data/{number}; find ."
             )
             assert "secret" not in done.stdout, done
-            assert done.returncode != 125 or done.stderr.count("\n") == 1, done
-            seen.add(done.returncode)
+            if done.returncode == 125:
+                assert done.stderr.count("\n") == 1, done
+            else:
+                built.append(number)
     vault.shifterctl("gc", "--all", check=True)
     assert works(vault, "id -un") == "alice\n"
-    assert 0 in seen
 
 
 @pytest.mark.soak
@@ -92,14 +105,15 @@ def test_directory_of_many_targets_that_is_swapped(vault: Node, counts: dict[str
     vault.run("ln -s /etc link", "alice", cwd="/home/alice", check=True)
     options = [f"--volume=/srv/a:/home/alice/on/{number}" for number in range(1, 5)]
     script = "find / -xdev -name marker; find /etc /dev /run -name marker; cat /etc/issue; cat /home/alice/*/*/marker"
-    seen = set()
+    built: list[int] = []
     with swapping(vault, "/home/alice/on", f"/home/alice/{other}"):
-        for number in range(counts["builds while a path is swapped"]):
+        for number in attempts(counts["builds while a path is swapped"], built):
             done = vault.shifter("--image=tiny:1", *options, f"--volume=/srv/a:/data/{number}", "sh", "-c", script)
             assert set(done.stdout.splitlines()) <= {"Tiny", "mounted"}, done
-            assert done.returncode != 125 or done.stderr.count("\n") == 1, done
-            seen.add(done.returncode)
-    assert 0 in seen
+            if done.returncode == 125:
+                assert done.stderr.count("\n") == 1, done
+            else:  # whatever the script's status: the names are swapped while it reads them, too
+                built.append(number)
     for path in ("/etc", "/dev", "/run"):
         assert not any(vault.exists(f"{path}/{number}") for number in range(1, 5))
     vault.shifterctl("gc", "--all", check=True)
