@@ -173,6 +173,7 @@ COUNTS = {
     "frozen doors": (2, 40),
     "different requests at once": (60, 1000),
     "cycles of a job": (3, 200),
+    "jobs taken down under launches": (4, 300),
     "set-ups while a home changes": (3, 100),
     "hostile environments": (8, 2000),
 }

@@ -306,14 +306,26 @@ static bool watches_hold(const struct document *document)
     return hold;
 }
 
-/* Open the pin of a UDI, and mark its record FILE as used now. Returns the namespace, or -1. Privileged. */
+/* access(2) asks for the caller instead. Privileged. */
+static bool exists(int directory, const char *name)
+{
+    struct stat status;
+    return fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/*
+ * Open the pin of a UDI, and mark its record FILE as used now. Returns the namespace, or -1. Privileged.
+ *
+ * If the record is still there when the namespace is open, unsetupRoot, which renames it before it looks around, finds
+ * this process: as a holder of the namespace, or inside. If not, it may have looked already, and nobody goes in.
+ */
 static int open_pin(int directory, int file)
 {
     struct statfs type;
     int namespace = openat(directory, "ns", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (namespace < 0)
         return -1;
-    if (fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNS) {
+    if (!exists(directory, "record") || fstatfs(namespace, &type) != 0 || type.f_type != NSFS_MAGIC || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNS) {
         close(namespace);
         return -1;
     }
@@ -361,14 +373,18 @@ static bool contains(const struct list *list, const char *item)
  */
 static const char *choose_job(int run, const struct caller *caller, const struct list *hints, struct list *all)
 {
-    char path[64];
+    char path[NAME_MAX + 16];
     snprintf(path, sizeof path, "udi/%u", (unsigned)caller->uid);
     int list = openat(run, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     DIR *entries = list < 0 ? NULL : fdopendir(list);
     const struct dirent *entry;
-    while (entries && all->count < MAX_JOBS && (entry = readdir(entries)))
-        if (strncmp(entry->d_name, "job.", 4) == 0 && job_valid(entry->d_name + 4))
+    while (entries && all->count < MAX_JOBS && (entry = readdir(entries))) {
+        if (strncmp(entry->d_name, "job.", 4) != 0 || !job_valid(entry->d_name + 4))
+            continue;
+        snprintf(path, sizeof path, "%s/record", entry->d_name); /* none: it is being set up, or taken down */
+        if (exists(list, path))
             list_add(all, need(strdup(entry->d_name + 4)));
+    }
     if (entries)
         closedir(entries);
     for (size_t i = 0; i < hints->count; i++)
@@ -675,7 +691,8 @@ static int look_up(struct launch *launch, int run)
         return look_up(launch, run);
     }
     if (namespace < 0 && !named && asked->job)
-        die("the UDI of job %s was made for another group list, or by another version of Shifter; name an image (--image)", asked->job);
+        die("the UDI of job %s %s; name an image (--image)", asked->job,
+            difference ? "was made for another group list" : "was taken down meanwhile, or is of another version of Shifter");
     if (namespace < 0 && !named && jobs.count > 1)
         die("jobs %s and %s have a UDI here: say which one by SHIFTER_JOB_ID, or name an image (--image)", jobs.items[0], jobs.items[1]);
     return namespace;

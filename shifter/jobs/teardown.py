@@ -3,10 +3,14 @@
 import contextlib
 import errno
 import os
+import time
 
 from shifter.jobs import cgroup, processes, state
 from shifter.udi import pins, records
 from shifter.udi.home import Home, entries
+
+PATIENCE = 1.0
+"""Seconds that a door may take from opening the namespace of a UDI until it is inside; that is microseconds of its own."""
 
 
 def take_down(ident: str) -> list[str]:
@@ -28,16 +32,12 @@ def end(ident: str, directory: str) -> list[str]:
     """
     # First: a builder that outlived its setupRoot takes its UDI back when it finds this gone (udi/build.py: _publish).
     pins.remove(f"{directory}/{state.SETUP}")
-    found = state.udis(ident)
-    left: list[str] = []
     pins.remove(f"{directory}/state")
-    for record in found:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{record.directory}/record", f"{record.directory}/{pins.ENDED}")
+    found = _close(ident)
     roots = {record.get("root"): record.uid for record in found} | processes.roots_of_job(ident)
-    left += _end_processes(ident, roots, state.cgroups(directory))
-    for record in found:
-        left += _holders(record)
+    left = _end_processes(ident, roots, state.cgroups(directory)) + _wait_for_holders(found)
+    if not left:  # what was a door on its way in at the first look can be inside now
+        left = _end_processes(ident, roots, set())
     if left:
         return left
     for record in found:
@@ -48,6 +48,19 @@ def end(ident: str, directory: str) -> list[str]:
         if os.path.lexists(debris):
             pins.remove_udi(debris)
     return left
+
+
+def _close(ident: str) -> list[records.Record]:
+    """Let no door into the UDIs of a job any more, and return all that it has.
+
+    The job's own goes first: a builder of another one looks, when it has published that, whether the job's is still there.
+    What it published before is found by the second look.
+    """
+    for _ in range(2):
+        for record in sorted(state.udis(ident), key=lambda record: not record.get("setup")):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{record.directory}/record", f"{record.directory}/{pins.ENDED}")
+    return state.udis(ident)
 
 
 def forget(directory: str) -> None:
@@ -68,6 +81,14 @@ def _end_processes(ident: str, roots: dict[str, int], cgroups: set[str]) -> list
     for owner in sorted(set(roots.values())):
         left += processes.end({root for root, uid in roots.items() if uid == owner}, owner)
     return left + [f"cgroup {path}" for path in sorted(cgroups) if not cgroup.remove(path)]
+
+
+def _wait_for_holders(found: list[records.Record]) -> list[str]:
+    """Return a line for each process that holds a namespace of a job. A door that is on its way in does for a moment."""
+    deadline = time.monotonic() + PATIENCE
+    while (holders := [line for record in found for line in _holders(record)]) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return holders
 
 
 def _holders(record: records.Record) -> list[str]:

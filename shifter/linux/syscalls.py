@@ -45,6 +45,7 @@ MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 
 MS_BIND = 0x1000
+RENAME_EXCHANGE = 2
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
@@ -206,6 +207,11 @@ def new_mount(fstype: str, options: "dict[str, str | None]", attributes: int) ->
 def bind_by_path(source: str, target: str) -> None:
     """mount(2) with MS_BIND. Needed for nsfs files only, which open_tree(2) refuses to clone on older kernels."""
     _call(_mount, target, _path(source), _path(target), None, MS_BIND, None)
+
+
+def exchange(one: str, other: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: both must exist, and each gets the other's name."""
+    _call(_libc("renameat2"), other, AT_FDCWD, _path(one), AT_FDCWD, _path(other), RENAME_EXCHANGE)
 
 
 def setns(fd: int) -> None:

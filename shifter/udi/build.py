@@ -308,7 +308,15 @@ class Builder:
             raise AccessError(f"job {self.request.job} has no UDI of {self.image_name} here")
         content = [field for field in record.values if field[0] != "watch"]
         content += [records.watch_field(watch) for watch in self._access_watches()]
-        pins.write_file(f"{record.directory}/record", fields.encode([*content, ("end", "record")]))
+        renewed = f"{record.directory}/renewed"
+        try:
+            pins.write_file(renewed, fields.encode([*content, ("end", "record")]))
+            # A rename would bring back what unsetupRoot took away.
+            syscalls.exchange(renewed, f"{record.directory}/record")
+            posix.unlink(renewed)
+        except FileNotFoundError:
+            self._refuse_ended_job()
+            raise
 
     def _access_watches(self) -> "list[Watch]":
         """Return the files that say who may use the image."""
@@ -332,20 +340,29 @@ class Builder:
         record = fields.encode(content)
         key = pins.JOB_UDI + self.request.job if self.request.setup else self.request.key(self.image_name)
         directory = f"{pins.UDIS}/{self.request.uid}/{key}"
-        if pins.exists(f"{directory}/{pins.ENDED}"):
-            raise BuildError("unsetupRoot is taking this job down")
+        self._refuse_ended_job()
         pins.remove_udi(directory)
         posix.mkdir(directory, 0o700)
         try:
             pins.pin(namespace, f"{directory}/ns")
             pins.write_file(f"{directory}/record", record)
             # Whoever took the job down before the record was there could not see it; later, it is found by that.
-            if self.request.setup and not pins.exists(f"{pins.JOBS}/{self.request.job}/setup"):
-                raise BuildError("setupRoot was ended meanwhile")
+            self._refuse_ended_job()
         except BaseException:
             pins.remove_udi(directory)
+            self._refuse_ended_job()  # rather than say which file went missing under our hands
             raise
         return key
+
+    def _refuse_ended_job(self) -> None:
+        """Raise BuildError if somebody has begun to take the job of this UDI down (jobs/teardown.py: end)."""
+        job = self.request.job
+        if self.request.setup:
+            goes_on = pins.exists(f"{pins.JOBS}/{job}/setup")
+        else:
+            goes_on = not job or pins.exists(f"{pins.UDIS}/{self.request.uid}/{pins.JOB_UDI}{job}/record")
+        if not goes_on:
+            raise BuildError(f"job {job} was taken down meanwhile (unsetupRoot)")
 
 
 def _is_open_to_all(path: str) -> bool:

@@ -6,6 +6,7 @@ another namespace holds a slave copy. A caller may sit in another namespace; the
 Part of the build path.
 """
 
+import errno
 import posix
 
 from shifter.errors import BuildError
@@ -263,7 +264,12 @@ def remove_udi(directory: str) -> None:
         posix.unlink(f"{directory}/record")
     except OSError:
         pass  # none, or no file: it goes with the rest
-    remove(directory)
+    while True:
+        try:
+            return remove(directory)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise  # else a builder has put something into it: it sees that this is gone, and gives up
 
 
 def remove(path: str) -> None:

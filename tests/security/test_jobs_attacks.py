@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -424,6 +425,96 @@ def test_log_that_its_user_makes_long(tiny_node: Node) -> None:
     done = tiny_node.shifterctl("logs", "--job", "5")
     assert done.returncode == 0 and len(done.stdout) <= 4 << 18  # a NUL is printed as four characters
     unsetup(tiny_node)
+
+
+def commands(node: Node) -> list[str]:
+    """What runs of alice's, and of root's for her: a door is root's until it is inside."""
+    return [process.cmdline for process in node.processes() if process.uid == 5001 or process.comm == "shifter"]
+
+
+STAY = """grep -q '"job":"5"' /var/shifterConfig.json && exec sleep 1000"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [(), ("--image=tiny:1", "--volume=/tmp:/mnt")], ids=["own", "on-demand"])
+def test_launches_while_the_job_is_taken_down(
+    tiny_node: Node, counts: dict[str, int], options: tuple[str, ...]
+) -> None:
+    """Who found the job's UDI just before its end is ended with it or comes too late, and does not stop the epilog."""
+    dice = random.Random(5)
+    launch = shlex.join([DOOR, *options, "sh", "-c", STAY])
+    for number in range(counts["jobs taken down under launches"]):
+        assert setup(tiny_node, "--no-sshd").returncode == 0
+        starting = tiny_node.popen(
+            f"exec >/dev/null 2>&1; for i in $(seq 1000); do {launch} & sleep 0.003; done",
+            "alice",
+            env={"SHIFTER_JOB_ID": "5"},
+        )
+        time.sleep(dice.uniform(0.02, 0.2))
+        unsetup(tiny_node)
+        starting.kill()
+        starting.communicate()
+        wait_for(lambda: set(commands(tiny_node)) <= {"sleep 1000"})
+        assert commands(tiny_node) == [], number
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
+
+
+def delayed(call: str, which: int, seconds: int, *options: str) -> list[str]:
+    """The beginning of a command line: the call with this number waits before it is made."""
+    return ["strace", "-qqq", "-o", "/dev/null", *options, "-e", f"inject={call}:delay_enter={seconds}s:when={which}"]
+
+
+def unpin_late(node: Node) -> None:
+    """unsetupRoot, four seconds of which are between its look at all processes and its first change to the job's UDI.
+
+    umount2(2) is tried on two files that the job may have had, then on the UDI.
+    """
+    done = node.run([*delayed("umount2", 3, 4), UNSETUP, "--job", "5"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_door_that_waits_before_it_opens_the_namespace(tiny_node: Node) -> None:
+    """As its user can have it do by a signal; it comes when unsetupRoot has looked at all processes, before it unpins."""
+    assert setup(tiny_node, "--no-sshd").returncode == 0
+    door = ["-u", "alice", "-E", "SHIFTER_JOB_ID=5"]
+    tiny_node.run(["strace", "-qqq", "-o", "/tmp/calls", "-e", "trace=openat", *door, DOOR, "true"], check=True)
+    calls = tiny_node.run("cat /tmp/calls; rm /tmp/calls").stdout.splitlines()
+    (which,) = (number for number, call in enumerate(calls, 1) if ', "ns", ' in call)
+    launch = tiny_node.popen([*delayed("openat", which, 2, *door), DOOR, "sleep", "1000"])
+    time.sleep(0.5)
+    unpin_late(tiny_node)
+    said = "the UDI of job 5 was taken down meanwhile, or is of another version of Shifter; name an image (--image)"
+    assert launch.communicate(timeout=20)[1] == f"shifter: {said}\n"
+    nothing_left(tiny_node)
+
+
+def test_access_list_that_is_read_again_while_the_job_ends(tiny_node: Node) -> None:
+    """The record that says so does not come back after unsetupRoot has taken it away."""
+    assert setup(tiny_node, "--no-sshd").returncode == 0
+    tiny_node.run("touch /images/*.meta", check=True)
+    door = ["-f", "-u", "alice", "-E", "SHIFTER_JOB_ID=5"]
+    launch = tiny_node.popen([*delayed("renameat2", 1, 2, *door), DOOR, "sleep", "1000"])
+    wait_for(lambda: tiny_node.run("ls /run/shifter/udi/5001/job.5/renewed").returncode == 0)
+    unpin_late(tiny_node)
+    assert launch.communicate(timeout=20)[1] == "shifter: job 5 was taken down meanwhile (unsetupRoot)\n"
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
+
+
+def test_build_for_a_job_that_ends_meanwhile(tiny_node: Node) -> None:
+    """A UDI that was to be the job's, beside its own, would not be taken down by anybody."""
+    assert setup(tiny_node, "--no-sshd").returncode == 0
+    door = ["-f", "-u", "alice", "-E", "SHIFTER_JOB_ID=5"]
+    asked = [DOOR, "--image=tiny:1", "--volume=/tmp:/mnt", "true"]
+    launch = tiny_node.popen([*delayed("move_mount", 1, 2, *door), *asked])
+    wait_for(lambda: [process for process in tiny_node.processes() if "builder.pyc" in process.cmdline])
+    time.sleep(0.5)
+    unsetup(tiny_node)
+    assert launch.communicate(timeout=20)[1] == "shifter: job 5 was taken down meanwhile (unsetupRoot)\n"
+    assert tiny_node.run("ls /run/shifter/udi/5001").stdout == "lock\n"
+    tiny_node.shifterctl("gc", "--all")
+    nothing_left(tiny_node)
 
 
 def test_launches_of_the_user_do_not_hide_what_is_left(tiny_node: Node) -> None:
