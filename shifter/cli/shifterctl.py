@@ -52,7 +52,9 @@ def ps(as_json: bool, path: str | None) -> None:
     if as_json:
         text.write(json.dumps(rows, indent=2) + "\n")
     else:
-        text.write(text.table(("UID", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"), [_row(row) for row in rows]))
+        text.write(
+            text.table(("UID", "JOB", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"), [_row(row) for row in rows])
+        )
 
 
 @cli.command(short_help="Take down the UDIs that hold PATH.")
@@ -151,7 +153,8 @@ def _row(udi: dict[str, Any]) -> tuple[str, ...]:
     now = time.time()
     ages = [text.duration(now - udi[key]) + " ago" for key in ("built", "used")]
     image = udi["ref"] or udi["image"]
-    return str(udi["uid"]), image, *ages, str(len(udi["pids"])), ";".join(udi["volumes"])
+    job = (udi["job"] or "-") + (" (ended)" if udi["ended"] else "")
+    return str(udi["uid"]), job, image, *ages, str(len(udi["pids"])), ";".join(udi["volumes"])
 
 
 def _load(file: str) -> config.Config:

@@ -14,12 +14,18 @@ from shifter.udi.home import Home, entries, mounted_devices
 
 
 class Udi:
-    """A UDI of this node, as ``ps`` shows it. *mounted*: device numbers (MAJOR:MINOR) of its mounts, None if unknown."""
+    """A UDI of this node, as ``ps`` shows it. *mounted*: device numbers (MAJOR:MINOR) of its mounts, None if unknown.
 
-    def __init__(self, record: records.Record, pids: "list[int]", mounted: "set[str] | None") -> None:
+    *ended*: unsetupRoot began to take it down, and could not.
+    """
+
+    def __init__(
+        self, record: records.Record, pids: "list[int]", mounted: "set[str] | None", ended: bool = False
+    ) -> None:
         self.record = record
         self.pids = pids
         self.mounted = mounted
+        self.ended = ended
 
     def as_dict(self) -> "dict[str, object]":
         """Return what is public to the UDI's own user."""
@@ -27,6 +33,8 @@ class Udi:
         return {
             "key": self.record.directory.rpartition("/")[2],
             "uid": self.record.uid,
+            "job": get("job"),
+            "ended": self.ended,
             "image": get("image"),
             "ref": get("ref"),
             "volumes": self.record.all("volume"),
@@ -70,11 +78,14 @@ def udis(path: "str | None" = None) -> "list[Udi]":
         for uid in sorted(entries(pins.UDIS)):
             for key in sorted(entries(f"{pins.UDIS}/{uid}")):
                 directory = f"{pins.UDIS}/{uid}/{key}"
-                record = records.read(directory) if key != "lock" else None
+                if key == "lock":
+                    continue
+                current = records.read(directory)
+                record = current or records.read(directory, pins.ENDED)
                 if record is None:
                     continue
                 try:
-                    udi = Udi(record, by_root.get(record.get("root"), []), _devices(directory))
+                    udi = Udi(record, by_root.get(record.get("root"), []), _devices(directory), ended=not current)
                 except OSError:
                     continue  # taken down meanwhile
                 if wanted is None or wanted.held_by(udi):

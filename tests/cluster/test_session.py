@@ -216,8 +216,10 @@ def test_configuration_of_the_user_is_for_other_hosts(job: Job, kind: str) -> No
     """Nothing of ~/.ssh changes anything between the nodes, on either side."""
     node = job.nodes[0]
     node.write("/home/alice/.ssh/config", CONFIGURATIONS[kind], 0o600, "alice")
-    for name in ("rc", "environment", "authorized_keys", "known_hosts", "id_ed25519"):
+    for name in ("rc", "environment", "authorized_keys", "id_ed25519"):
         node.write(f"/home/alice/.ssh/{name}", "echo of the user; exit 1\n", 0o644, "alice")
+    ca = job.sh("cat /opt/udiImage/etc/ssh_known_hosts").replace("@cert-authority", "@revoked")
+    node.write("/home/alice/.ssh/known_hosts", ca, 0o644, "alice")
     try:
         assert job.sh("ssh node2 hostname; scp -q /etc/hostname node2:/tmp/x; ssh node2 rm /tmp/x") == "node2\n"
         assert job.sh("/usr/bin/ssh alice@node3 hostname; ssh ssh://node3 hostname") == "node3\nnode3\n"

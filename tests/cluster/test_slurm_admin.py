@@ -1,6 +1,5 @@
 """What an administrator has of Shifter under Slurm: doctor, job_submit.lua, and prologs that somebody has lied to."""
 
-import functools
 import random
 import re
 import time
@@ -107,6 +106,16 @@ HOMES = [
 """What a user may have made of the directory where the sshd's secret is looked for."""
 
 
+def begin(slurm: Slurm, *options: str) -> str:
+    """Start a job and return its id when its script runs.
+
+    In the state RUNNING it may still wait for its prolog, and a prolog that is replayed and fails then ends it.
+    """
+    job = slurm.submit("touch $SLURM_JOB_ID.begun; exec sleep 10000", *options)
+    wait_for(lambda: slurm.head.exists(f"/home/alice/{job}.begun"))
+    return job
+
+
 @pytest.mark.soak
 @once
 def test_prologs_that_are_killed_and_two_at_once(
@@ -114,8 +123,7 @@ def test_prologs_that_are_killed_and_two_at_once(
 ) -> None:
     """SIGKILL at any moment, as at the end of PrologEpilogTimeout: the epilog takes all of it down, and says so."""
     node = slurm.nodes[1]
-    job = slurm.submit("sleep 10000", "-wnode2", "--exclusive")
-    wait_for(lambda: slurm.state(job) == "RUNNING")
+    job = begin(slurm, "-wnode2", "--exclusive")
     environment = {"SLURM_JOB_ID": job, "SLURM_JOB_UID": "5001", "SLURMD_NODENAME": "node2"}
     environment |= {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker"}
     generator = random.Random(1)
@@ -146,9 +154,7 @@ def test_hostile_environments(slurm: Slurm, counts: dict[str, int], finding: Cal
         slurm.head.write(f"/home/bob/{name}", "import os; os.mkdir('/run/evil')\n", owner="bob")
     odd = ["--job-name=x UserId=bob(5002) OverSubscribe=NO", "--comment=JobId=1\nUserId=bob(5002)"]
     odd += ["--export=ALL,SHIFTER_IMAGE=/etc,SPANK_SHIFTER_IMAGE=../x,LD_PRELOAD=/home/bob/evil.so"]
-    running = [slurm.submit("sleep 10000", *odd, *more) for more in (["-wnode1"], ["-wnode2", "--exclusive"])]
-    for job in running:
-        wait_for(functools.partial(lambda job: slurm.state(job) == "RUNNING", job))
+    running = [begin(slurm, *odd, *more) for more in (["-wnode1"], ["-wnode2", "--exclusive"])]
     good = {"SPANK_SHIFTER_IMAGE": "tiny:1", "SPANK_SHIFTER_IMAGETYPE": "docker", "SLURM_JOB_CPUS_PER_NODE": "1"}
     generator = random.Random(counts["hostile environments"])
     refused, built = [0, 0], [0, 0]

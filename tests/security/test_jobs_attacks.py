@@ -529,6 +529,8 @@ def test_launches_of_the_user_do_not_hide_what_is_left(tiny_node: Node) -> None:
     for number in range(3):
         done = tiny_node.run([UNSETUP, "--job", "5"])
         assert done.returncode == 1 and "of root (it holds the namespace as descriptor 7)" in done.stderr, number
+        listed = json.loads(tiny_node.shifterctl("ps", "--json").stdout)
+        assert [udi["job"] for udi in listed if udi["ended"]] == ["5", "5"], listed
         volume = f"--volume=/tmp:/mnt/{number}"
         assert tiny_node.shifter("--image=tiny:1", volume, "true").returncode == 0
         tiny_node.shifter(*other, "true", env={"SHIFTER_JOB_ID": "5"})

@@ -130,12 +130,15 @@ def test_containers_talk_by_the_names_of_their_nodes(nodes: Cluster, image: Tree
     """The image is in the shared store; a UDI is in its node's network and knows the names of the others."""
     nodes.add_image("docker:tiny:1", image)
     shifter = [f"{PREFIX}/bin/shifter", "--image=tiny:1"]
-    script = f"hostname | nc -l -p {PORT}; hostname"
+    # By here-documents: from a slow pipe nc has nothing to send before the other side has finished, which ends it.
+    script = f"nc -l -p {PORT} <<END\n$(hostname)\nEND\nhostname"
     server = nodes[1].popen([*shifter, "sh", "-c", script], "alice", stdout=subprocess.PIPE)
     listener = nodes[1].wait_port(PORT)
     assert len(listener.pids) == 1
     assert os.readlink(f"/proc/{listener.pids[0]}/ns/mnt") != os.readlink(f"/proc/{nodes[1].pid}/ns/mnt")
-    done = nodes[0].run([*shifter, "sh", "-c", f"hostname | nc node2 {PORT}; hostname"], "alice", check=True)
+    done = nodes[0].run(
+        [*shifter, "sh", "-c", f"nc node2 {PORT} <<END\n$(hostname)\nEND\nhostname"], "alice", check=True
+    )
     assert done.stdout.split() == ["node2", "node1"]
     said, err = server.communicate(timeout=30)
     assert (said.split(), err) == (["node1", "node2"], "")

@@ -426,11 +426,11 @@ def test_ps(tiny_node: Node) -> None:
         assert [udi["uid"] for udi in everything] == [5001, 5002]
         for user, udi in zip(("alice", "bob"), everything, strict=True):
             assert udis(tiny_node, user=user) == [udi]  # processes too: they are the user's own
-            assert set(udi) == {"key", "uid", "image", "ref", "volumes", "built", "used", "pids"}
-            assert udi["ref"] == "tiny:1"
+            assert set(udi) == {"key", "uid", "job", "ended", "image", "ref", "volumes", "built", "used", "pids"}
+            assert (udi["ref"], udi["job"], udi["ended"]) == ("tiny:1", "", False)
             assert abs(udi["used"] - time.time()) < 30
         table = tiny_node.shifterctl("ps").stdout.splitlines()
-        assert table[0].split() == ["UID", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"]
+        assert table[0].split() == ["UID", "JOB", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"]
         assert [line.split()[0] for line in table[1:]] == ["5001", "5002"]
     refused = tiny_node.shifterctl("ps", "--path", "/", user="alice")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)

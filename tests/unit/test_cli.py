@@ -214,8 +214,11 @@ def test_gc_and_release(as_root: list[object], capsys: Capture, monkeypatch: pyt
 def test_ps(as_root: list[object], capsys: Capture) -> None:
     assert shifterctl.main(["ps"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["UID", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"]
-    assert [line.split()[:2] for line in lines[1:]] == [["1000", "docker:a:1\\x1b"], ["1001", "docker:a:1\\x1b"]]
+    assert lines[0].split() == ["UID", "JOB", "IMAGE", "BUILT", "USED", "PROCESSES", "VOLUMES"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["1000", "-", "docker:a:1\\x1b"],
+        ["1001", "-", "docker:a:1\\x1b"],
+    ]
     assert lines[1].endswith("ago  2          /a/b:/c")
     assert shifterctl.main(["ps", "--json", "--path", "/a/../b"]) == 0
     assert [row["uid"] for row in json.loads(capsys.readouterr().out)] == [1000, 1001]
