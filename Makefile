@@ -207,7 +207,7 @@ install: build
 	  for c in shifterimg shifterctl setupRoot unsetupRoot; do ln -sfn shifter "$$b/$$c"; done; fi; \
 	if [ -f completions/shifter.zsh ]; then $(call put,0644,completions/shifter.zsh,'"$$B/zsh/site-functions/_shifter"'); fi; \
 	if [ -f completions/shifter.fish ]; then f=$$B/fish/vendor_completions.d; $(call put,0644,completions/shifter.fish,'"$$f/shifter.fish"'); \
-	  for c in shifterimg shifterctl; do ln -sfn shifter.fish "$$f/$$c.fish"; done; fi
+	  for c in shifterimg shifterctl setupRoot unsetupRoot; do ln -sfn shifter.fish "$$f/$$c.fish"; done; fi
 	@umask 022; shopt -s nullglob; for f in systemd/*.service systemd/*.timer; do \
 	  sed 's|@PREFIX@|$(PREFIX)|g' $$f > build/$${f##*/}; $(call put,0644,build/$${f##*/},'"$(D)$(PREFIX)/lib/systemd/system/$${f##*/}"'); done
 	@umask 022; $(call put,0644,LICENSE,$(D)$(PREFIX)/share/doc/shifter/LICENSE)
@@ -230,7 +230,7 @@ uninstall: ## leaves udiRoot.conf, templates of udiImage that were edited, and t
 	rm -rf libexec/shifter/python share/doc/shifter lib/shifter; \
 	rm -f share/man/man*/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot,udiRoot.conf,shifter-*}.[1-8]; \
 	rm -f share/bash-completion/completions/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot} share/zsh/site-functions/_shifter \
-	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl}.fish lib/systemd/system/shifter-gc.{service,timer}; \
+	  share/fish/vendor_completions.d/{shifter,shifterimg,shifterctl,setupRoot,unsetupRoot}.fish lib/systemd/system/shifter-gc.{service,timer}; \
 	find . -depth -mindepth 1 -type d -empty -delete; cd /; rmdir '$(D)$(PREFIX)' 2>/dev/null || true
 	@rm -f '$(D)$(SYSCONFDIR)/udiRoot.conf.example'; rmdir '$(D)$(SYSCONFDIR)' 2>/dev/null || true
 	@[[ $$(ls -A '$(D)$(LOCALSTATEDIR)/lib/shifter/images' 2>/dev/null) != .lock ]] || rm '$(D)$(LOCALSTATEDIR)/lib/shifter/images/.lock'

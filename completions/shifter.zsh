@@ -1,5 +1,5 @@
-#compdef shifter shifterimg shifterctl
-# zsh completion for shifter, shifterimg and shifterctl
+#compdef shifter shifterimg shifterctl setupRoot unsetupRoot
+# zsh completion for shifter, shifterimg, shifterctl, setupRoot and unsetupRoot
 
 # The images that the user may use: the first column of "shifterimg images" without its head.
 _shifter_images() {
@@ -56,6 +56,7 @@ _shifter_ctl() {
         '1:command:((config\:"check or show udiRoot.conf" gc\:"take down what is idle" ps\:"list UDIs"
             plan\:"show what a launch would do"
             doctor\:"look at Slurm on this node"
+            logs\:"show what the sshd of a job said"
             release\:"take down what holds a path"
             udi-image\:"show the OpenSSH for containers"))' \
         '*::argument:->argument'
@@ -63,6 +64,7 @@ _shifter_ctl() {
     case $line[1] in
         gc) _arguments '--all[everything]' '--keep-images[leave images mounted]' ;;
         ps) _arguments '--json[print JSON]' '--path[only UDIs that hold it]:path:_files' ;;
+        logs) _arguments '--job[of this job]:job:_shifter_jobs' ;;
         doctor) _arguments '--slurm[look at Slurm]' '--quiet[only what is wrong]' ;;
         plan | udi-image) _arguments '--json[print JSON]' ;;
         release) _arguments '1:path:_directories' ;;
@@ -70,8 +72,57 @@ _shifter_ctl() {
     esac
 }
 
+# The jobs that are set up on this node.
+_shifter_jobs() {
+    compadd "$@" -- ${(f)"$(_call_program jobs ls /run/shifter/jobs 2>/dev/null)"}
+}
+
+# The image of a job: what stands before it is its type.
+_shifter_tags() {
+    local type=${words[CURRENT - 1]}
+    local -a images
+    [[ $type == local ]] && { _directories; return }
+    images=(${(f)"$(_call_program images shifterimg images 2>/dev/null)"})
+    images=(${(M)${images%% *}:#$type:*})
+    compadd "$@" -- ${images#$type:}
+}
+
+_shifter_setup() {
+    _arguments -s -S \
+        '(- : *)'{-h,--help}'[show help]' \
+        '(- : *)--version[show the version]' \
+        '(-u --user)'{-u+,--user=}'[user of the job]:user:_users' \
+        '(-U --uid)'{-U+,--uid=}"[the user's id]:uid" \
+        '(-G --gid)'{-G+,--gid=}'[group of the job]:gid' \
+        '*'{-v+,--volume=}'[mount a directory]:from\:to[\:ro]:_directories' \
+        '(-m --module)'{-m+,--module=}'[use site modules]:modules:(none)' \
+        '(-N --node-spec)'{-N+,--node-spec=}"[the job's nodes]:HOST/TASKS:_hosts -S/" \
+        '--nodes=[nodes from a file]:file:_files' \
+        '--job=[id of the job]:job:_shifter_jobs' \
+        '--restart=[how often it was restarted]:number' \
+        '(--no-sshd)--sshd[an sshd runs in the UDI]' \
+        '(--sshd)--no-sshd[none does]' \
+        '*'{-s+,--key=}'[further public key]:key' \
+        '--authorize=[further public keys from a file]:file:_files' \
+        '(-V --verbose)'{-V,--verbose}'[say what was done]' \
+        '--json[print JSON]' \
+        '--from-json=[all about the job from a file]:file:_files' \
+        '1:type:(docker custom id local)' \
+        '2:image:_shifter_tags'
+}
+
+_shifter_unsetup() {
+    _arguments -s -S \
+        '(- : *)'{-h,--help}'[show help]' \
+        '(- : *)--version[show the version]' \
+        '--job=[id of the job]:job:_shifter_jobs' \
+        '--json[print JSON]'
+}
+
 case $service in
     shifter) _shifter_run ;;
     shifterimg) _shifter_img ;;
     shifterctl) _shifter_ctl ;;
+    setupRoot) _shifter_setup ;;
+    unsetupRoot) _shifter_unsetup ;;
 esac

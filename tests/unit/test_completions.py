@@ -1,5 +1,6 @@
-"""bash completion of the commands of jobs, run by bash itself; it knows each of their options."""
+"""Completion of the commands of jobs, run by bash and fish themselves; all shells know each of their options."""
 
+import re
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,8 @@ import pytest
 
 from shifter.cli import setup_root, unsetup_root
 
-FILE = Path(__file__).resolve().parents[2] / "completions/shifter.bash"
+COMPLETIONS = Path(__file__).resolve().parents[2] / "completions"
+FILE = COMPLETIONS / "shifter.bash"
 
 SCRIPT = """
 source /usr/share/bash-completion/bash_completion
@@ -31,6 +33,32 @@ def test_every_option_is_offered(name: str, command: ModuleType) -> None:
     options = set(command.PARSER.by_name)
     assert offered(name, "-") == options
     assert offered(name, "--js") == {"--json"}
+
+
+def offered_by_fish(line: str) -> set[str]:
+    """What fish offers for the last word of *line*."""
+    script = f"source {COMPLETIONS}/shifter.fish; complete -C $argv[1]"
+    done = subprocess.run(["fish", "-N", "-c", script, line], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stderr == ""
+    return {entry.partition("\t")[0] for entry in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(("name", "command"), [("setupRoot", setup_root), ("unsetupRoot", unsetup_root)])
+def test_every_option_is_offered_by_fish_and_zsh(name: str, command: ModuleType) -> None:
+    assert offered_by_fish(f"{name} -") | {"-h"} == set(command.PARSER.by_name)
+    text = (COMPLETIONS / "shifter.zsh").read_text()
+    function = text.partition(f"_shifter_{name.removesuffix('Root')}() {{")[2].partition("\n}")[0]
+    known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", re.sub(r"\[.*?\].*|\([^)]*\)", "", function)))
+    # -s and -S are options of _arguments itself, too.
+    assert known - {"-s", "-S"} == set(command.PARSER.by_name) - {"-s"}
+    subprocess.run(["zsh", "-n", COMPLETIONS / "shifter.zsh"], check=True)
+
+
+def test_what_fish_offers_after_an_option() -> None:
+    assert "nobody" in offered_by_fish("setupRoot -u nob")
+    assert offered_by_fish("setupRoot -u nobody ") == {"docker", "custom", "id", "local"}
+    assert "/usr/" in offered_by_fish("setupRoot local /us")
+    assert offered_by_fish("shifterctl logs --j") == {"--job"}
 
 
 def test_what_follows_an_option() -> None:
