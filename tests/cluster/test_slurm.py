@@ -216,7 +216,7 @@ SLOW = f"""\
 #!/bin/sh
 trap "" CHLD
 echo $SLURM_SCRIPT_CONTEXT >> /home/alice/$SLURMD_NODENAME.$SLURM_JOB_ID
-/bin/sleep 0.$((SLURM_JOB_ID % 2 * 6))
+while [ -e /home/alice/wait ]; do /bin/sleep 0.1; done
 exec {PREFIX}/sbin/shifter-slurm-prolog
 """
 
@@ -232,15 +232,18 @@ def test_end_of_a_job_in_each_phase(slurm: Slurm, options: dict[str, Any]) -> No
 shifter cat /usr/lib/hello.txt
 shifter sh -c "trap : TERM; touch $SLURM_RESTART_COUNT.$SLURM_JOB_ID; sleep 1000; sleep 1000"
 """
-    job = slurm.submit(script, *wanted)  # 1: its prologs are slow
+    slurm.head.write("/home/alice/wait", "")
+    job = slurm.submit(script, *wanted)
     wait_for(lambda: slurm.head.exists(f"/home/alice/node2.{job}"))
     slurm.run("scancel", job, check=True)
+    slurm.head.run("rm /home/alice/wait", check=True)
     slurm.wait_idle()
     assert slurm.state(job) == "CANCELLED" and slurm.output(job) == ""
     job = slurm.submit(script, *wanted)
     wait_for(lambda: slurm.head.exists(f"/home/alice/.{job}"))
-    slurm.run("scontrol", "requeue", job, check=True)
+    slurm.run("scontrol", "requeuehold", job, check=True)
     nothing_left(slurm)
+    slurm.run("scontrol", "release", job, user="root", check=True)
     wait_for(lambda: slurm.head.exists(f"/home/alice/1.{job}"))
     (record,) = json.loads(slurm.head.shifterctl("ps", "--json", check=True).stdout)
     assert record["key"] == f"job.{job}"
