@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import pwd
+import re
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ HIERARCHIES = ("freezer", "memory", "cpuset", "cpu", "cpuacct", "devices")
 CGROUPS = Path("/sys/fs/cgroup")
 CTLD_PORT = 6817
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
+_PATIENCE = re.compile(
+    r"^srun: (Job \d+ step creation temporarily disabled, retrying.*|Step created for .*)\n", re.M
+)
 _numbers = itertools.count()
 
 SITE = """\
@@ -241,9 +245,9 @@ class Slurm:
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T", user="root", check=True).stdout.strip()
 
     def output(self, job: str, user: str = "alice") -> str:
-        """What the script of a job said, so far."""
+        """What the script of a job said, so far; without what srun says where it has to wait for the step before it."""
         path = f"/home/{user}/{job}.out"
-        return self.head.read(path) if self.head.exists(path) else ""
+        return _PATIENCE.sub("", self.head.read(path)) if self.head.exists(path) else ""
 
     def wait_state(self, job: str, *states: str) -> str:
         """Wait until a job is in one of *states*."""
