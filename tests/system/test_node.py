@@ -193,7 +193,8 @@ def test_every_later_namespace_can_be_pinned(node: Node) -> None:
         mount -t tmpfs --make-private pins /media
         for cpu in $(seq 0 $(($(nproc) - 1))) 0; do
             touch /media/$cpu
-            taskset -c $cpu unshare -m sleep 9 >/dev/null 2>&1 & sleep 0.1
+            taskset -c $cpu unshare -m sleep 9 >/dev/null 2>&1 &
+            while [ /proc/$!/ns/mnt -ef /proc/self/ns/mnt ]; do sleep 0.01; done
             mount --bind /proc/$!/ns/mnt /media/$cpu || exit
             umount /media/$cpu; kill $!
         done
