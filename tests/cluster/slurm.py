@@ -27,9 +27,7 @@ HIERARCHIES = ("freezer", "memory", "cpuset", "cpu", "cpuacct", "devices")
 CGROUPS = Path("/sys/fs/cgroup")
 CTLD_PORT = 6817
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
-_PATIENCE = re.compile(
-    r"^srun: (Job \d+ step creation temporarily disabled, retrying.*|Step created for .*)\n", re.M
-)
+_PATIENCE = re.compile(r"^srun: (Job \d+ step creation temporarily disabled, retrying.*|Step created for .*)\n", re.M)
 _numbers = itertools.count()
 
 SITE = """\

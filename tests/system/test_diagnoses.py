@@ -95,7 +95,8 @@ def test_user_namespace_that_root_made(node: Node) -> None:
     script = (
         "cd /tmp; mkfifo -m 666 go; "
         f"unshare -U sh -c 'read x < go; exec setpriv --reuid 5001 --regid 5001 --clear-groups {DOOR} --image=tiny:1 true' & "
-        "sleep 0.2; for map in uid_map gid_map; do echo 0 0 65536 > /proc/$!/$map; done; echo > go; rm go; wait $!"
+        "while [ /proc/$!/ns/user -ef /proc/self/ns/user ]; do sleep 0.01; done; "
+        "for map in uid_map gid_map; do echo 0 0 65536 > /proc/$!/$map; done; echo > go; rm go; wait $!"
     )
     refused(node.run(script), "this is a user namespace (unshare -U, rootless container)")
 

@@ -178,7 +178,8 @@ def test_propagation_is_in_force(node: Node, propagation: str) -> None:
 def test_pins_need_a_private_mount_under_shared_propagation() -> None:
     """The trap that shared nodes are for: a mount namespace can't be pinned where other namespaces would get a copy."""
     pin = (
-        "touch /run/pin; unshare -m --propagation private sleep 9 >/dev/null 2>&1 & sleep 0.2;"
+        "touch /run/pin; unshare -m --propagation private sleep 9 >/dev/null 2>&1 &"
+        " while [ /proc/$!/ns/mnt -ef /proc/self/ns/mnt ]; do sleep 0.01; done;"
         " mount --bind /proc/$!/ns/mnt /run/pin"
     )
     with Node(shared=True, install=None) as node:
@@ -227,7 +228,9 @@ def test_leaks_are_found(image: Tree) -> None:
         script = "mount -t tmpfs in-the-store /mnt; exec sleep 9"
         node.run(f"unshare -m --propagation private sh -c '{script}' >/dev/null 2>&1 &")
         node.run(
-            "sleep 0.2; mount --bind /proc/$(pgrep -f '^sleep 9')/ns/mnt /run/shifter/store; pkill sleep", check=True
+            "until pid=$(pgrep -f '^sleep 9'); do sleep 0.01; done;"
+            " mount --bind /proc/$pid/ns/mnt /run/shifter/store; pkill sleep",
+            check=True,
         )
         assert "in-the-store" in {m.source for m in node.store_mounts()}
         with pytest.raises(Leak, match=r"store namespace: .*in-the-store"):
