@@ -30,7 +30,7 @@ def end(ident: str, directory: str) -> list[str]:
 
     Pins and records stay until then: the next unsetupRoot finds what is left, also if this one is killed on the way.
     """
-    # First: a builder that outlived its setupRoot takes its UDI back when it finds this gone (udi/build.py: _publish).
+    # First: a builder that outlived its setupRoot takes its UDI back when it finds this gone (udi/build.py: _refuse_ended_job).
     pins.remove(f"{directory}/{state.SETUP}")
     pins.remove(f"{directory}/state")
     found = _close(ident)

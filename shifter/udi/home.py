@@ -52,7 +52,7 @@ def entries(directory: str) -> "list[str]":
         return []
 
 
-def mount_table(file: "int | str") -> "TextIO":
+def _mount_table(file: "int | str") -> "TextIO":
     """Open a mount table. Names in it are users': any byte but the line feed and the blank."""
     return open(file, errors="surrogateescape", newline="\n")
 
@@ -67,7 +67,7 @@ def mounted_devices(namespace: int) -> "set[str]":
     try:
         syscalls.setns(namespace)
         try:
-            with mount_table(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as table:
+            with _mount_table(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as table:
                 return {line.split(" ", 3)[2] for line in table}
         finally:
             _go_back(own)
